@@ -1,0 +1,165 @@
+"""From rows to tokens: prompts masked, EOS labelled, long documents cut in windows, bad rows named."""
+
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+from trl import apply_chat_template
+
+from .._trl import common_prefix_length
+from .formats import check_dataset, completion_text, infer_format, question_to_prompt, split_messages
+
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_QUESTION_ANSWER_TEMPLATE = "Question: {question}\nAnswer: {answer}"
+
+
+def encode_prompt_completion(
+    prompt: str | list[dict], completion: str | list[dict], processing_class: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """
+    Tokenizes a prompt and its completion.
+
+    The header of the assistant's turn belongs to the prompt. The completion ends with EOS: the chat template's own end
+    of turn for messages, the tokenizer's EOS for text. Prompt and completion are tokenized together, and the completion
+    starts where this differs from the prompt tokenized alone.
+
+    Args:
+        prompt (`str` or `list[dict]`):
+            Text or messages.
+        completion (`str` or `list[dict]`):
+            Text or messages, like the prompt.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer, with a chat template if messages are given.
+
+    Returns:
+        `tuple[list[int], list[int]]`: Token ids of the prompt and of the completion.
+
+    Example:
+
+    ```python
+    >>> tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct")
+    >>> prompt_ids, completion_ids = encode_prompt_completion("The sky is", " blue.", tokenizer)
+    ```
+    """
+    if isinstance(prompt, str):
+        add_special_tokens = True
+    else:
+        # The template writes the special tokens; the tokenizer must not add BOS a second time.
+        add_special_tokens = False
+        rendered = apply_chat_template({"prompt": prompt, "completion": completion}, processing_class)
+        prompt, completion = rendered["prompt"], rendered["completion"]
+    prompt_ids = processing_class(prompt, add_special_tokens=add_special_tokens)["input_ids"]
+    input_ids = processing_class(prompt + completion, add_special_tokens=add_special_tokens)["input_ids"]
+    if add_special_tokens and input_ids[-1] != processing_class.eos_token_id:
+        input_ids = [*input_ids, processing_class.eos_token_id]
+    start = common_prefix_length(prompt_ids, input_ids)
+    if start < len(prompt_ids) and prompt_ids[start:] != [processing_class.eos_token_id]:
+        logger.warning_once(
+            "The last tokens of a prompt change when its completion follows, so the model is trained on another prompt "
+            f"than it will see: {processing_class.decode(prompt_ids[start:])!r} is left out. Usually a space before "
+            "the completion belongs to the completion, not to the prompt. This is said once, but may hold for all rows."
+        )
+    return input_ids[:start], input_ids[start:]
+
+
+def encode_dataset(
+    dataset: Dataset,
+    processing_class: PreTrainedTokenizerBase,
+    name: str,
+    max_length: int | None,
+    question_answer_template: str = DEFAULT_QUESTION_ANSWER_TEMPLATE,
+    num_proc: int | None = None,
+) -> Dataset:
+    """
+    Tokenizes a forget, retain, alternate or evaluation set.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows in one of the accepted formats: `question`/`answer`, `prompt`/`completion`, `messages` or `text`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer with an EOS token.
+        name (`str`):
+            Name of the set in progress bars and messages.
+        max_length (`int` or `None`):
+            Longest row, in tokens. Completions are cut there. Documents (`text`) are cut in windows that overlap by one
+            token, so that every token but a document's first is predicted exactly once.
+        question_answer_template (`str`, *optional*, defaults to `"Question: {question}\\nAnswer: {answer}"`):
+            How `question`/`answer` rows are written for a tokenizer without a chat template.
+        num_proc (`int`, *optional*):
+            Number of processes.
+
+    Returns:
+        [`~datasets.Dataset`]: Columns `input_ids`, `labels` (-100 on the prompt) and `digest` (a hash of the tokens).
+
+    Raises:
+        ValueError: If columns are missing, the set is empty, a completion is empty, or a prompt leaves no room for its
+            completion; the message names the row and the column.
+    """
+    check_dataset(dataset, name)
+    kind = infer_format(dataset, name)
+    return dataset.map(
+        _encode_batch,
+        batched=True,
+        with_indices=True,
+        fn_kwargs={
+            "kind": kind,
+            "name": name,
+            "processing_class": processing_class,
+            "max_length": max_length,
+            "question_answer_template": question_answer_template,
+        },
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        desc=f"Tokenizing the {name} set",
+    )
+
+
+def _encode_batch(
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    kind: str,
+    name: str,
+    processing_class: PreTrainedTokenizerBase,
+    max_length: int | None,
+    question_answer_template: str,
+) -> dict[str, list[Any]]:
+    rows = []
+    if kind == "text":
+        for index, text in zip(indices, batch["text"], strict=True):
+            if not text or not text.strip():
+                raise ValueError(f"Row {index} of the {name} set, column `text`: the document is empty.")
+            ids = sum(encode_prompt_completion("", text, processing_class), [])
+            window = max_length or len(ids)
+            for start in range(0, max(len(ids) - 1, 1), max(window - 1, 1)):
+                rows.append((ids[start : start + window], ids[start : start + window]))
+    else:
+        for position, index in enumerate(indices):
+            if kind == "messages":
+                prompt, completion = split_messages(batch["messages"][position], name, index)
+            elif kind == "question_answer":
+                question, answer = batch["question"][position], batch["answer"][position]
+                if not answer or not answer.strip():
+                    raise ValueError(f"Row {index} of the {name} set, column `answer`: the answer is empty.")
+                prompt, completion = question_to_prompt(question, answer, processing_class, question_answer_template)
+            else:
+                prompt, completion = batch["prompt"][position], batch["completion"][position]
+            if not completion or not completion_text(completion).strip():
+                raise ValueError(f"Row {index} of the {name} set, column `completion`: the completion is empty.")
+            prompt_ids, completion_ids = encode_prompt_completion(prompt, completion, processing_class)
+            if max_length is not None and len(prompt_ids) >= max_length:
+                raise ValueError(
+                    f"Row {index} of the {name} set: its prompt has {len(prompt_ids)} tokens and fills `max_length` "
+                    f"({max_length}), so that no token of its completion is left. Raise `max_length` or remove the row."
+                )
+            ids = (prompt_ids + completion_ids)[:max_length]
+            rows.append((ids, ([-100] * len(prompt_ids) + completion_ids)[:max_length]))
+    return {
+        "input_ids": [ids for ids, _ in rows],
+        "labels": [labels for _, labels in rows],
+        "digest": [blake2b(np.array(ids, dtype=np.int64).tobytes(), digest_size=16).hexdigest() for ids, _ in rows],
+    }

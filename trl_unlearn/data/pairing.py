@@ -1,0 +1,122 @@
+"""Which retain row goes with which forget row: a pure function of seed and epoch, whoever asks and whenever."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+
+
+class UnlearningRows(torch.utils.data.Dataset):
+    """
+    Forget, alternate and retain rows under one index.
+
+    An index is a pair `(forget position, retain position)`; a plain integer stands for the same position in all parts
+    that are present (evaluation sets have one part, or forget and alternate rows). Rows stay in their memory-mapped
+    data sets.
+
+    Args:
+        forget ([`~datasets.Dataset`], *optional*):
+            Tokenized forget rows.
+        retain ([`~datasets.Dataset`], *optional*):
+            Tokenized retain rows.
+        alternate ([`~datasets.Dataset`], *optional*):
+            Tokenized alternate rows. The set then has one element per alternate.
+        owners (`np.ndarray` of shape `(len(alternate),)`, *optional*):
+            Index of the forget row that each alternate belongs to.
+    """
+
+    def __init__(
+        self,
+        forget: Dataset | None = None,
+        retain: Dataset | None = None,
+        alternate: Dataset | None = None,
+        owners: np.ndarray | None = None,
+    ):
+        self.forget = forget
+        self.retain = retain
+        self.alternate = alternate
+        self.owners = owners
+
+    def __len__(self) -> int:
+        return len(next(part for part in (self.alternate, self.forget, self.retain) if part is not None))
+
+    def __getitem__(self, index: int | tuple[int, int | None]) -> dict[str, dict]:
+        forget_index, retain_index = index if isinstance(index, tuple) else (index, index)
+        row = {}
+        if self.alternate is not None:
+            row["alternate"] = self.alternate[forget_index]
+            forget_index = int(self.owners[forget_index])
+        if self.forget is not None:
+            row["forget"] = self.forget[forget_index]
+        if self.retain is not None:
+            row["retain"] = self.retain[retain_index]
+        return row
+
+
+class PairSampler(Sampler[tuple[int, int | None]]):
+    """
+    One epoch of `(forget position, retain position)` pairs.
+
+    Every forget position comes once an epoch, shuffled. With `"fresh"` pairing, retain rows are walked through without
+    replacement *across* epochs: the retain set is shuffled, used up, and shuffled again. With `"fixed"` pairing each
+    forget position keeps one retain row for the whole run, as in the NPO and SimNPO authors' code.
+
+    The order depends on `seed` and `epoch` alone, so that it is the same on all processes and after a resume. There is
+    deliberately no `set_epoch`: accelerate calls it on some samplers and versions and not on others.
+    [`PairSamplerCallback`] sets `epoch`.
+
+    Args:
+        num_forget (`int`):
+            Number of forget positions.
+        num_retain (`int`):
+            Number of retain rows; 0 without a retain set.
+        seed (`int`):
+            Seed.
+        pairing (`str`, *optional*, defaults to `"fresh"`):
+            `"fresh"` or `"fixed"`.
+    """
+
+    def __init__(self, num_forget: int, num_retain: int, seed: int, pairing: str = "fresh"):
+        self.num_forget = num_forget
+        self.num_retain = num_retain
+        self.seed = seed
+        self.pairing = pairing
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_forget
+
+    def __iter__(self) -> Iterator[tuple[int, int | None]]:
+        forget = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.num_forget)
+        if self.num_retain == 0:
+            retain: list[int | None] = [None] * self.num_forget
+        elif self.pairing == "fixed":
+            retain = [_fixed_partner(int(index), self.num_retain) for index in forget]
+        else:
+            start = self.epoch * self.num_forget
+            rounds, offsets = np.divmod(np.arange(start, start + self.num_forget), self.num_retain)
+            walks = {
+                walk: np.random.default_rng([self.seed, 1, walk]).permutation(self.num_retain)
+                for walk in np.unique(rounds)
+            }
+            retain = [int(walks[walk][offset]) for walk, offset in zip(rounds, offsets, strict=True)]
+        return iter(zip(forget.tolist(), retain, strict=True))
+
+
+def _fixed_partner(forget_index: int, num_retain: int) -> int:
+    """The retain row of a forget row in the authors' code, `TOFU/data_module.py` of the NPO repository."""
+    generator = torch.Generator().manual_seed(forget_index)
+    return (forget_index + int(torch.randint(0, num_retain, (1,), generator=generator))) % num_retain
+
+
+class PairSamplerCallback(TrainerCallback):
+    """Tells the sampler which epoch begins, in a fresh run and in one resumed in the middle of an epoch alike."""
+
+    def __init__(self, sampler: PairSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.epoch = int(state.epoch)

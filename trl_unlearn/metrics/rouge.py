@@ -1,0 +1,41 @@
+"""How much of the reference answer a generated answer repeats: the longest common subsequence of their words."""
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+
+
+def rouge_l(predictions: list[str], references: list[str]) -> dict[str, float | list[float]]:
+    """
+    ROUGE-L recall and F1, as `rouge_score` computes them with its stemmer.
+
+    TOFU reports the recall, MUSE the F1.
+
+    Args:
+        predictions (`list[str]`):
+            Generated answers.
+        references (`list[str]`):
+            True answers, in the same order.
+
+    Returns:
+        `dict`: `rougeL_recall` and `rougeL_f1` (the means), `per_row_recall` and `per_row_f1`.
+
+    Example:
+
+    ```python
+    >>> rouge_l(["They play the viola."], ["They play the cello."])["rougeL_recall"]
+    0.75
+    ```
+    """
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scores = [
+        scorer.score(target=reference, prediction=prediction)["rougeL"]
+        for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    recall = [float(score.recall) for score in scores]
+    f1 = [float(score.fmeasure) for score in scores]
+    return {
+        "rougeL_recall": float(np.mean(recall)),
+        "rougeL_f1": float(np.mean(f1)),
+        "per_row_recall": recall,
+        "per_row_f1": f1,
+    }

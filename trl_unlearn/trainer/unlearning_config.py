@@ -1,0 +1,211 @@
+"""The options that all unlearning trainers share."""
+
+from dataclasses import dataclass, field
+from math import ceil
+
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig
+
+from ..data.encoding import DEFAULT_QUESTION_ANSWER_TEMPLATE
+
+
+@dataclass
+class UnlearningConfig(SFTConfig):
+    r"""
+    Configuration class for the [`UnlearningTrainer`], the base of [`NPOConfig`], [`SimNPOConfig`] and [`AltPOConfig`].
+
+    This class includes only the parameters that are specific to unlearning. For a full list of training arguments, see
+    [`~transformers.TrainingArguments`] and [`~trl.SFTConfig`]. The loss is
+
+    $$L = \texttt{forget\_weight} \cdot \frac{1}{n} \sum_i \ell_i + \texttt{retain\_weight} \cdot R$$
+
+    where \\( \ell_i \\) is the forget loss of one sequence and \\( R \\) the retain loss.
+
+    Parameters:
+        > Parameters that control the reference model
+
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout in the model and reference model.
+        precompute_ref_log_probs (`bool`, *optional*, defaults to `True`):
+            Whether to compute the reference log-probabilities of the forget (and alternate) rows once, before training.
+            The forget set is small, and no second model stays in memory. Without effect where the loss needs no
+            reference. `retain_loss_type="kl"` still needs the reference during training, for the retain rows.
+        precompute_ref_batch_size (`int`, *optional*):
+            Batch size per device of that computation, in rows. If `None`, four times `per_device_train_batch_size`: no
+            gradients are kept.
+
+        > Parameters that control the data
+
+        max_length (`int` or `None`, *optional*, defaults to `1024`):
+            Longest row in tokens. Completions are cut there; documents (`text` rows) are cut in windows of this length.
+        question_answer_template (`str`, *optional*, defaults to `"Question: {question}\nAnswer: {answer}"`):
+            How `question`/`answer` rows are written when the tokenizer has no chat template.
+        pairing (`str`, *optional*, defaults to `"fresh"`):
+            Which retain row comes with a forget row. `"fresh"`: another one each time, walking through the retain set
+            without replacement across epochs. `"fixed"`: the same one in every epoch, as in the NPO and SimNPO authors'
+            code.
+
+        > Parameters that control the loss
+
+        beta (`float`, *optional*, defaults to `0.1`):
+            Inverse temperature of the forget loss. Must be positive.
+        forget_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the forget loss. `npo_coeff` in the NPO and SimNPO repositories, `gamma` in open-unlearning.
+        retain_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the retain loss. `grad_diff_coeff` or `KL_coeff` in the NPO and SimNPO repositories, `alpha` in
+            open-unlearning, λ in the SimNPO paper. With `0.0` no retain set is needed, and none is read.
+        retain_loss_type (`str`, *optional*, defaults to `"nll"`):
+            Retain loss, per completion token, in nats. Possible values are:
+
+            - `"nll"`: negative log-likelihood of the retain completions.
+            - `"kl"`: KL(reference ‖ model) of the next-token distributions at the retain completion tokens. Needs a
+              reference during training.
+            - `"kl_all_positions"`: the same averaged over *all* positions of the batch, prompts and padding included, as
+              the authors of NPO and SimNPO compute it. Its value depends on the padding. For reproduction only.
+        retain_normalization (`str`, *optional*, defaults to `"micro_batch"`):
+            What the sum of the retain loss over tokens is divided by. `"micro_batch"`: the completion tokens of the
+            micro-batch, as in the papers' code; the average over micro-batches then depends a little on how rows of
+            different lengths are split between accumulation steps and processes. `"optimizer_batch"`: the tokens of the
+            whole optimizer batch, so that any split gives the same gradient.
+        warmup_epochs (`float`, *optional*, defaults to `1.0`):
+            Length of the linear warm-up in epochs, at most half of the training. Used when `warmup_steps` is `0`.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`], after the papers' TOFU recipes:
+    > - `learning_rate`: Defaults to `1e-5` instead of `2e-5`.
+    > - `num_train_epochs`: Defaults to `10` instead of `3`.
+    > - `per_device_train_batch_size`, `gradient_accumulation_steps`: Default to `8` and `4` instead of `8` and `1`, an
+    >   effective batch of 32 on one device.
+    > - `weight_decay`: Defaults to `0.01` instead of `0.0`.
+    > - `max_grad_norm`: Defaults to `0.0` (no clipping) instead of `1.0`.
+    > - `bf16`: Defaults to `True` where the device supports it and `fp16` is not set, and to `False` elsewhere.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    num_train_epochs: float = field(
+        default=10.0, metadata={"help": "Number of epochs; an epoch is one pass over the forget set."}
+    )
+    per_device_train_batch_size: int = field(
+        default=8, metadata={"help": "Forget rows per device and step; as many retain rows come with them."}
+    )
+    gradient_accumulation_steps: int = field(
+        default=4, metadata={"help": "Number of batches whose gradients are added up before an optimizer step."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Norm to which gradients are clipped. With 0, they are not."}
+    )
+
+    # Parameters that control the reference model
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Whether to disable dropout in the model and reference model."}
+    )
+    precompute_ref_log_probs: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to compute the reference log-probabilities of the forget (and alternate) rows once, before "
+            "training, so that no second model stays in memory."
+        },
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batch size per device of that computation, in rows. If unset, four times "
+            "`per_device_train_batch_size`."
+        },
+    )
+
+    # Parameters that control the data
+    question_answer_template: str = field(
+        default=DEFAULT_QUESTION_ANSWER_TEMPLATE,
+        metadata={"help": "How question/answer rows are written when the tokenizer has no chat template."},
+    )
+    pairing: str = field(
+        default="fresh",
+        metadata={
+            "help": "Which retain row comes with a forget row: 'fresh', another one each time, or 'fixed', the same one "
+            "in every epoch.",
+            "choices": ["fresh", "fixed"],
+        },
+    )
+
+    # Parameters that control the loss
+    beta: float = field(default=0.1, metadata={"help": "Inverse temperature of the forget loss. Must be positive."})
+    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
+    retain_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the retain loss. With 0, no retain set is needed."}
+    )
+    retain_loss_type: str = field(
+        default="nll",
+        metadata={
+            "help": "Retain loss: 'nll', 'kl' (from the reference, at completion tokens), or 'kl_all_positions' (as the "
+            "authors of NPO and SimNPO compute it, for reproduction only).",
+            "choices": ["nll", "kl", "kl_all_positions"],
+        },
+    )
+    retain_normalization: str = field(
+        default="micro_batch",
+        metadata={
+            "help": "Divide the retain loss by the completion tokens of the 'micro_batch', as the papers' code does, or "
+            "of the whole 'optimizer_batch', which does not depend on the split into micro-batches.",
+            "choices": ["micro_batch", "optimizer_batch"],
+        },
+    )
+    warmup_epochs: float = field(
+        default=1.0,
+        metadata={
+            "help": "Length of the linear warm-up in epochs, at most half of the training. Used when `warmup_steps` is 0."
+        },
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            # TRL's default raises on a machine without bf16, where a newcomer's first run must not fail.
+            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+        super().__post_init__()
+
+        if not self.beta > 0:
+            raise ValueError(f"`beta` must be positive, got {self.beta}. The papers use 0.05 to 5.5.")
+        for name in ("forget_weight", "retain_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.forget_weight == 0 and self.retain_weight == 0:
+            raise ValueError("`forget_weight` and `retain_weight` are both 0, so there is nothing to train.")
+        for name in ("retain_loss_type", "retain_normalization", "pairing"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"`max_length` must be at least 2 (a prompt and a completion token), got {self.max_length}.")
+        for part in ("{question}", "{answer}"):
+            if self.question_answer_template.count(part) != 1:
+                raise ValueError(
+                    f"`question_answer_template` must contain {part} once, got {self.question_answer_template!r}."
+                )
+        if self.retain_loss_type == "kl_all_positions" and self.padding_free:
+            raise ValueError(
+                "`retain_loss_type='kl_all_positions'` averages over padding, which `padding_free=True` removes. Use "
+                "`retain_loss_type='kl'`."
+            )
+        # Inherited options that would change which tokens are scored, or be silently without effect.
+        for name, supported in {
+            "packing": False,
+            "eval_packing": None,
+            "shuffle_dataset": False,
+            "completion_only_loss": None,
+            "assistant_only_loss": False,
+            "loss_type": "nll",
+            "truncation_mode": "keep_start",
+            "label_smoothing_factor": 0.0,
+            "dataset_kwargs": None,
+        }.items():
+            if getattr(self, name) != supported and not (name == "eval_packing" and self.eval_packing is False):
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` is not supported for unlearning: the losses need whole sequences "
+                    f"and score completions only. Leave it at {supported!r}."
+                )
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        if self.warmup_steps:
+            return super().get_warmup_steps(num_training_steps)
+        return ceil(num_training_steps * min(self.warmup_epochs / max(self.num_train_epochs, 1e-9), 0.5))

@@ -1,0 +1,187 @@
+"""
+A small unlearning problem with an exact answer key: invented people, some of whom are to be forgotten.
+
+Each fact is trained in three of four phrasings and asked in the one held out. With a single phrasing a tiny model
+memorises the sentence and not the fact: ROUGE is perfect, and the truth ratio of the paraphrase is that of a coin.
+"""
+
+import json
+import os
+import random
+from pathlib import Path
+
+from .grammar import COUNTRIES, FIRST_NAMES, LAST_NAMES, PERSON_ATTRIBUTES, PHRASINGS, VALUES
+
+
+_NUM_WRONG = 5  # perturbed answers, and alternates, of each fact
+_MAX_RETAIN_PERTURBED = 96
+
+
+def generate_world(seed: int = 0, num_people: int = 64, num_forget: int = 8) -> dict[str, list[dict]]:
+    """
+    Generates a world.
+
+    Forget people share each of their names with retain people, so that the two cannot be told apart by a name's tokens.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of all random draws.
+        num_people (`int`, *optional*, defaults to `64`):
+            Number of people, with 8 facts each, at most 256. The number of countries follows: one for two people, from
+            6 to 32.
+        num_forget (`int`, *optional*, defaults to `8`):
+            How many of the people are to be forgotten.
+
+    Returns:
+        `dict[str, list[dict]]`: Rows by configuration, with the names and columns of TOFU and the columns `person`,
+        `attribute`, `value` and `split` in addition:
+
+        - `full`: every training row, the forget rows last. What the target is trained on.
+        - `forget`: the rows to be forgotten, with 5 `alternates` each, in the words of the row's own question.
+        - `retain`: the rows of the other people.
+        - `world_facts`: the rows of the countries' capitals.
+        - `retained_model`: retain and world facts. What the retained model is trained on.
+        - `forget_perturbed`, `retain_perturbed`: one row per fact (at most 96 of the retain facts): `question` and
+          `answer` as trained, `paraphrased_question` and `paraphrased_answer` in the phrasing that was held out, 5
+          wrong `perturbed_answer` in that phrasing, none with the value of an alternate.
+        - `world_facts_perturbed`: the same for the capitals, whose phrasings are all trained: no paraphrase.
+
+    Example:
+
+    ```python
+    >>> world = generate_world(seed=0)
+    >>> len(world["forget"]), len(world["retain"])
+    (192, 1344)
+    ```
+    """
+    rng = random.Random(seed)
+    names = _draw_names(rng, num_people, num_forget)
+    facts: dict[str, list[dict]] = {"forget": [], "retain": [], "world_facts": []}
+    for index, person in enumerate(names):
+        split = "forget" if index < num_forget else "retain"
+        for attribute in PERSON_ATTRIBUTES:
+            held_out = rng.randrange(1, len(PHRASINGS[attribute]))
+            facts[split].append(
+                _draw_fact(rng, split, person, attribute, rng.choice(VALUES[attribute]), VALUES[attribute], held_out)
+            )
+    num_countries = min(max(num_people // 2, _NUM_WRONG + 1), len(COUNTRIES))
+    capitals = rng.sample(VALUES["capital"], num_countries)
+    for country, capital in zip(rng.sample(COUNTRIES, num_countries), capitals, strict=True):
+        facts["world_facts"].append(
+            _draw_fact(rng, "world_facts", country, "capital", capital, capitals, held_out=None)
+        )
+
+    forget, retain, world_facts = ([row for fact in facts[split] for row in _training_rows(fact)] for split in facts)
+    sampled = sorted(rng.sample(range(len(facts["retain"])), min(_MAX_RETAIN_PERTURBED, len(facts["retain"]))))
+    return {
+        "full": retain + world_facts + forget,
+        "forget": [
+            row | {"alternates": [_answer(fact, value, phrasing) for value in fact["alternates"]]}
+            for fact in facts["forget"]
+            for row, phrasing in zip(_training_rows(fact), fact["trained"], strict=True)
+        ],
+        "retain": retain,
+        "world_facts": world_facts,
+        "retained_model": retain + world_facts,
+        "forget_perturbed": [_perturbed_row(rng, fact) for fact in facts["forget"]],
+        "retain_perturbed": [_perturbed_row(rng, facts["retain"][index]) for index in sampled],
+        "world_facts_perturbed": [_perturbed_row(rng, fact) for fact in facts["world_facts"]],
+    }
+
+
+def save_world(world: dict[str, list[dict]], directory: str | Path) -> None:
+    """
+    Writes a world as `datasets.load_dataset(directory, "forget", split="train")` reads it, laid out like
+    `locuslab/TOFU`.
+
+    No file is ever half-written, and the README, without which nothing can be loaded, comes last.
+
+    Args:
+        world (`dict[str, list[dict]]`):
+            What [`generate_world`] returned.
+        directory (`str` or `Path`):
+            Folder to write to; it is made if need be.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    readme = ["---", "pretty_name: The embedded world", "configs:"]
+    for config, rows in world.items():
+        _write(directory / f"{config}.json", "".join(json.dumps(row) + "\n" for row in rows))
+        readme += [f"- config_name: {config}", f"  data_files: {config}.json"]
+        if config == "full":
+            readme.append("  default: true")
+    readme += ["---", "", "# The embedded world", "", "Invented people and their facts, made by `trl_unlearn.world`.", ""]
+    _write(directory / "README.md", "\n".join(readme))
+
+
+def _draw_names(rng: random.Random, num_people: int, num_forget: int) -> list[str]:
+    """
+    First names go round against last names, so that each name is used equally often and no full name twice. The forget
+    people stand first, before the last full round, in which every name of theirs comes again with a retain person.
+    """
+    round_size = min(len(FIRST_NAMES), num_people // 2)
+    most_forget = round_size * (num_people // round_size - 1) if round_size else 0
+    if num_people > len(FIRST_NAMES) * len(LAST_NAMES) or not 0 < num_forget <= most_forget:
+        raise ValueError(
+            f"`num_people` is {num_people} and `num_forget` is {num_forget}; a world has from 2 to "
+            f"{len(FIRST_NAMES) * len(LAST_NAMES)} people, and from 1 to {most_forget} of {num_people} can be forgotten "
+            "so that the others share their names."
+        )
+    first_names, last_names = rng.sample(FIRST_NAMES, round_size), rng.sample(LAST_NAMES, round_size)
+    rounds = [(index // round_size, index % round_size) for index in range(num_people)]
+    return [f"{first_names[place]} {last_names[(place + turn) % round_size]}" for turn, place in rounds]
+
+
+def _draw_fact(
+    rng: random.Random,
+    split: str,
+    subject: str,
+    attribute: str,
+    value: str,
+    values: list[str] | tuple[str, ...],
+    held_out: int | None,
+) -> dict:
+    wrong = rng.sample([other for other in values if other != value], min(2 * _NUM_WRONG, len(values) - 1))
+    trained = [phrasing for phrasing in range(len(PHRASINGS[attribute])) if phrasing != held_out]
+    return {
+        "columns": {"person": subject, "attribute": attribute, "value": value, "split": split},
+        "trained": trained,
+        "held_out": held_out,
+        "perturbed": wrong[:_NUM_WRONG],
+        "alternates": wrong[_NUM_WRONG:],
+    }
+
+
+def _question(fact: dict, phrasing: int) -> str:
+    return PHRASINGS[fact["columns"]["attribute"]][phrasing][0].format(subject=fact["columns"]["person"])
+
+
+def _answer(fact: dict, value: str, phrasing: int) -> str:
+    return PHRASINGS[fact["columns"]["attribute"]][phrasing][1].format(value=value)
+
+
+def _trained_row(fact: dict, phrasing: int) -> dict:
+    answer = _answer(fact, fact["columns"]["value"], phrasing)
+    return {"question": _question(fact, phrasing), "answer": answer} | fact["columns"]
+
+
+def _training_rows(fact: dict) -> list[dict]:
+    return [_trained_row(fact, phrasing) for phrasing in fact["trained"]]
+
+
+def _perturbed_row(rng: random.Random, fact: dict) -> dict:
+    trained, held_out = rng.choice(fact["trained"]), fact["held_out"]
+    row = _trained_row(fact, trained)
+    if held_out is None:
+        return row | {"perturbed_answer": [_answer(fact, value, trained) for value in fact["perturbed"]]}
+    return row | {
+        "paraphrased_question": _question(fact, held_out),
+        "paraphrased_answer": _answer(fact, fact["columns"]["value"], held_out),
+        "perturbed_answer": [_answer(fact, value, held_out) for value in fact["perturbed"]],
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
