@@ -1,0 +1,145 @@
+"""One forward over a batch of rows: log-probabilities per row, with only the label positions sent to the LM head."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .._trl import ChunkedDivergenceFunction
+
+
+# Entries of a batch that are not arguments of the model.
+_NOT_MODEL_INPUTS = {"labels", "num_rows", "ref_logps"}
+
+
+@contextmanager
+def forward_hook(module: nn.Module, hook: Callable) -> Iterator[None]:
+    """Runs `hook(module, args, output)` after each forward of `module` within the context."""
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def row_of_positions(inputs: dict[str, Any]) -> torch.Tensor:
+    """The row that each position belongs to, of the shape of the labels, whether rows are padded or concatenated."""
+    labels = inputs["labels"]
+    if "seq_idx" in inputs:  # padding-free: all rows stand in one
+        return inputs["seq_idx"].long()
+    return torch.arange(labels.size(0), device=labels.device)[:, None].expand_as(labels)
+
+
+def label_positions(inputs: dict[str, Any]) -> torch.Tensor:
+    """Mask of the positions that predict a label, of shape `(batch, length - 1)`: position `t` predicts label `t + 1`."""
+    return inputs["labels"][:, 1:] != -100
+
+
+def score_rows(
+    model: nn.Module,
+    causal_lm: PreTrainedModel,
+    inputs: dict[str, Any],
+    on_hidden_states: Callable[[torch.Tensor], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """
+    Log-probabilities of the labelled tokens, summed per row.
+
+    Off Triton, TRL's fused LM head projects every position to the vocabulary. Most positions are prompt or padding, so
+    a hook on the backbone hands on only those that predict a label.
+
+    Args:
+        model (`nn.Module`):
+            Model to call, possibly wrapped (DDP, FSDP, DeepSpeed, PEFT), with TRL's fused LM head added.
+        causal_lm ([`~transformers.PreTrainedModel`]):
+            The causal language model inside `model`.
+        inputs (`dict[str, Any]`):
+            Batch of an [`~data.collator.UnlearningCollator`].
+        on_hidden_states (`Callable`, *optional*):
+            Called with the backbone's hidden states, of shape `(batch, length, hidden size)`, while the parameters of
+            the LM head are gathered.
+
+    Returns:
+        `tuple`: Log-probabilities in nats and numbers of labelled tokens, both of shape `(rows,)` and in fp32, and the
+        model's output.
+    """
+    predicts = label_positions(inputs)
+    rows = row_of_positions(inputs)[:, 1:][predicts]
+
+    def keep_label_positions(module, args, output):
+        hidden_states = output.last_hidden_state
+        if on_hidden_states is not None:
+            on_hidden_states(hidden_states)
+        output.last_hidden_state = hidden_states[:, :-1][predicts.to(hidden_states.device)].unsqueeze(0)
+        return output
+
+    with forward_hook(causal_lm.base_model, keep_label_positions):
+        output = model(
+            **{key: value for key, value in inputs.items() if key not in _NOT_MODEL_INPUTS},
+            shift_labels=inputs["labels"][:, 1:][predicts].unsqueeze(0),
+            fused_lm_head=True,
+            use_cache=False,
+        )
+    token_logps = output.log_probs.squeeze(0).to(rows.device)
+    zeros = torch.zeros(sum(inputs["num_rows"]), dtype=torch.float32, device=rows.device)
+    return zeros.index_add(0, rows, token_logps), zeros.index_add(0, rows, torch.ones_like(token_logps)), output
+
+
+def logit_scale(config: PreTrainedConfig) -> float:
+    """The factor between LM head and softmax, which each architecture calls by another name."""
+    config = config.get_text_config()
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    if getattr(config, "logits_scaling", None) is not None:  # Granite divides by it, HyperCLOVA X multiplies
+        return config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
+    return 1.0
+
+
+def token_kl(
+    causal_lm: PreTrainedModel,
+    hidden_states: torch.Tensor,
+    ref_causal_lm: PreTrainedModel,
+    ref_hidden_states: torch.Tensor,
+) -> torch.Tensor:
+    """
+    KL(reference ‖ model) of next-token distributions, without either model's full logits.
+
+    Args:
+        causal_lm ([`~transformers.PreTrainedModel`]):
+            Model whose LM head maps `hidden_states` to the vocabulary.
+        hidden_states (`torch.Tensor`):
+            Hidden states of the model, of shape `(tokens, hidden size)`.
+        ref_causal_lm ([`~transformers.PreTrainedModel`]):
+            Reference; no gradient flows to it.
+        ref_hidden_states (`torch.Tensor`):
+            Its hidden states, of shape `(tokens, hidden size of the reference)`.
+
+    Returns:
+        `torch.Tensor`: KL divergences in nats, of shape `(tokens,)`, in fp32.
+    """
+    head, ref_head = causal_lm.get_output_embeddings(), ref_causal_lm.get_output_embeddings()
+    with torch.no_grad():
+        ref_weight, ref_bias = _whole(ref_head.weight), _whole(ref_head.bias)
+    kl, _ = ChunkedDivergenceFunction.apply(
+        hidden_states,
+        _whole(head.weight),
+        _whole(head.bias),
+        ref_hidden_states,
+        ref_weight,
+        ref_bias,
+        0.0,  # forward KL
+        1.0,  # temperature
+        logit_scale(causal_lm.config),
+        getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None),
+        logit_scale(ref_causal_lm.config),
+        getattr(ref_causal_lm.config.get_text_config(), "final_logit_softcapping", None),
+    )
+    return kl
+
+
+def _whole(parameter: torch.Tensor | None) -> torch.Tensor | None:
+    """A parameter that FSDP2 has sharded, gathered."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

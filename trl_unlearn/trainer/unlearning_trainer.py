@@ -1,0 +1,620 @@
+"""The trainer that all methods share: data, reference, one forward, retain loss, logs. A method adds its forget loss."""
+
+import copy
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+from trl import SFTTrainer
+
+from .._trl import (
+    add_fused_lm_head,
+    create_model_from_path,
+    disable_dropout_in_model,
+    disable_gradient_checkpointing,
+    get_config_model_id,
+    prepare_deepspeed,
+    prepare_fsdp,
+    use_adapter,
+)
+from ..data.collator import UnlearningCollator
+from ..data.encoding import encode_dataset
+from ..data.formats import check_dataset, split_alternates
+from ..data.pairing import PairSampler, PairSamplerCallback, UnlearningRows
+from .model_card import save_model_card
+from .scoring import label_positions, row_of_positions, score_rows, token_kl
+from .unlearning_config import UnlearningConfig
+
+
+logger = logging.get_logger(__name__)
+
+
+class RowScores(NamedTuple):
+    """
+    What a forget loss is computed from, for the forget or the alternate rows of a batch.
+
+    Args:
+        logps (`torch.Tensor` of shape `(rows,)`):
+            Log-probabilities of the completions under the model, summed over tokens, in nats.
+        lengths (`torch.Tensor` of shape `(rows,)`):
+            Numbers of completion tokens.
+        ref_logps (`torch.Tensor` of shape `(rows,)` or `None`):
+            The log-probabilities under the reference, for losses that use it.
+    """
+
+    logps: torch.Tensor
+    lengths: torch.Tensor
+    ref_logps: torch.Tensor | None
+
+
+class UnlearningTrainer(SFTTrainer):
+    """
+    Base of the unlearning trainers: everything but the forget loss.
+
+    Forget, alternate and retain rows go through the model in one forward. The reference, where a loss needs one, is the
+    given `ref_model`; else the model with its new adapter switched off; else a frozen copy made before training (of the
+    adapter, if the model came with one). By default its log-probabilities are computed once before training instead, and
+    no copy is made.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to be unlearned: an id on the Hub, a path, or a model. See [`~trl.SFTTrainer`].
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference model, if it is not the model before unlearning.
+        args ([`UnlearningConfig`], *optional*):
+            Configuration. If `None`, the method's defaults, which are those of its paper.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Collates rows with `input_ids` and `labels`. Defaults to TRL's
+            [`~trl.trainer.sft_trainer.DataCollatorForLanguageModeling`].
+        train_dataset ([`~datasets.Dataset`]):
+            Forget set, with the columns `question` and `answer`; or `prompt` and `completion` (text or messages); or
+            `messages`; or `text`. AltPO needs a column `alternates` or `alternate` too, or preference rows.
+        retain_dataset ([`~datasets.Dataset`], *optional*):
+            Retain set, in any of these formats. Required unless `retain_weight` is 0.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            A forget set, or named sets: a name that begins with `forget` is scored by the forget loss, any other by the
+            retain loss. The names stand in the metrics: `eval_forget_loss`, `eval_retain_loss`, ….
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. If `None`, it is loaded with the model's name.
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            Callbacks to add.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization of a model given by name. Combine with `peft_config` for QLoRA.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train instead of the whole model.
+
+    Raises:
+        ValueError: If the data or options cannot be trained on; the message says what was given and what to do.
+    """
+
+    # `compute_loss` returns a mean over its micro-batch, which `Trainer` divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    _tag_names = ["trl", "trl-unlearn", "unlearning", "machine-unlearning"]
+    _name = "Unlearning"
+    _paper: dict[str, str] = {}
+    _config_class = UnlearningConfig
+    _forget_loss_uses_reference = False
+    _uses_alternates = False
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",  # noqa: F821
+        ref_model: PreTrainedModel | None = None,
+        args: UnlearningConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: "PeftConfig | None" = None,  # noqa: F821
+    ):
+        # Args
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = self._config_class(f"{model_name.split('/')[-1]}-{self._name}")
+        elif not isinstance(args, self._config_class):
+            raise TypeError(
+                f"`args` must be a `{self._config_class.__name__}` for `{type(self).__name__}`, got "
+                f"`{type(args).__name__}`."
+            )
+        if ref_model is not None and ref_model is model:
+            raise ValueError(
+                "`model` and `ref_model` are the same object, so the reference would change with the model. Leave out "
+                "`ref_model`: the model before unlearning is the reference by default."
+            )
+        if peft_config is not None and peft_config.is_prompt_learning:
+            raise ValueError(
+                f"`{type(peft_config).__name__}` prepends virtual tokens, which shifts the positions that the losses "
+                "score. Use a LoRA-like adapter."
+            )
+
+        # Data sets, checked before a model is loaded
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required: it is the forget set.")
+        check_dataset(train_dataset, "forget")
+        if args.retain_weight > 0:
+            if retain_dataset is None:
+                raise ValueError(
+                    f"`retain_weight` is {args.retain_weight} but there is no `retain_dataset`. Pass one, or set "
+                    "`retain_weight=0.0` to forget without it (which costs utility)."
+                )
+            check_dataset(retain_dataset, "retain")
+            self._retain_dataset = retain_dataset
+        else:
+            self._retain_dataset = None
+
+        self.args = args  # what follows is decided before `Trainer` sets it
+        self._uses_kl = args.retain_weight > 0 and args.retain_loss_type != "nll"
+        self._precomputes = self._forget_loss_uses_reference and args.precompute_ref_log_probs
+        self._adapter_is_new = peft_config is not None
+
+        # With `padding_free=True`, SFTTrainer insists on no `max_length`, which it would not enforce. It is enforced here.
+        max_length, args.max_length = args.max_length, None
+        self._max_length = max_length
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        args.max_length = max_length
+        self.data_collator = UnlearningCollator(self.data_collator)
+        # The loss is not the model's own: neither its scaling nor a count of its labels is wanted.
+        self.model_accepts_loss_kwargs = False
+
+        # The fused head that SFTTrainer adds computes entropy and top-1 as well, which nothing here reads.
+        add_fused_lm_head(self._causal_lm(self.model))
+
+        # Reference
+        if ref_model is not None and not (self._forget_loss_uses_reference or self._uses_kl):
+            logger.warning(f"{self._name} with `retain_loss_type='nll'` uses no reference: `ref_model` is ignored.")
+            ref_model = None
+        needs_resident = self._uses_kl or (self._forget_loss_uses_reference and not self._precomputes)
+        if ref_model is None and needs_resident and not self._adapter_is_new:
+            ref_model = self._freeze_reference()
+        self.ref_model = ref_model
+        if args.disable_dropout:
+            disable_dropout_in_model(self.model)
+        if self.ref_model is not None:
+            add_fused_lm_head(self._causal_lm(self.ref_model))
+            self.ref_model = self._prepare_reference(self.ref_model)
+        if self._precomputes:
+            self._precompute_ref_logps(self.train_dataset, "forget")
+            for name, rows in self._eval_sets(self.eval_dataset).items():
+                self._precompute_ref_logps(rows, name)
+
+        # Metrics of the steps since the last log, gathered, one value per pair of rows
+        self._columns: dict[str, dict[str, list[torch.Tensor]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
+
+    # ------------------------------------------------------------------ data
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        """Replaces `SFTTrainer`'s preparation: keeps whole rows, names the bad ones, pairs forget and retain."""
+        if isinstance(dataset, UnlearningRows):
+            return dataset
+        tokenizer = self._tokenizer
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                "The tokenizer has no EOS token, which every completion ends with. Set `tokenizer.eos_token`, or "
+                "`eos_token` in the config."
+            )
+
+        def encode(rows: Dataset, name: str) -> Dataset:
+            return encode_dataset(
+                rows, tokenizer, name, self._max_length, args.question_answer_template, args.dataset_num_proc
+            )
+
+        is_train = dataset_name == "train"
+        name = "forget" if is_train else dataset_name
+        if not is_train and dataset_name != "eval" and not dataset_name.startswith("forget"):
+            return UnlearningRows(retain=encode(dataset, name).remove_columns("digest"))
+
+        alternate, owners = None, None
+        if self._uses_alternates:
+            dataset, alternates, owners = split_alternates(dataset, name)
+            alternate = encode(alternates, "alternate").remove_columns("digest")
+        forget = encode(dataset, name)
+        retain = None
+        if is_train and self._retain_dataset is not None:
+            retain = encode(self._retain_dataset, "retain")
+            retained = set(retain["digest"])
+            num_both = sum(digest in retained for digest in forget["digest"])
+            if num_both:
+                logger.warning(
+                    f"{num_both} of {len(forget)} rows of the forget set stand in the retain set too. They are pushed "
+                    "away and pulled back at once: remove them from the retain set."
+                )
+            retain = retain.remove_columns("digest")
+        return UnlearningRows(forget.remove_columns("digest"), retain, alternate, owners)
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["forget", "alternate", "retain"]
+
+    def _get_train_sampler(self, train_dataset: UnlearningRows | None = None) -> PairSampler:
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        sampler = PairSampler(len(rows), len(rows.retain or ()), seed, self.args.pairing)
+        self.remove_callback(PairSamplerCallback)
+        self.add_callback(PairSamplerCallback(sampler))
+        return sampler
+
+    @staticmethod
+    def _eval_sets(eval_dataset: Any) -> dict[str, UnlearningRows]:
+        if eval_dataset is None:
+            return {}
+        return eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+
+    # ------------------------------------------------------------------ reference
+
+    def _causal_lm(self, model: nn.Module) -> PreTrainedModel:
+        model = self.accelerator.unwrap_model(model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    def _freeze_reference(self) -> nn.Module | None:
+        """The model as it is now, kept: a `"ref"` copy of the adapter, or a copy of the whole model."""
+        if is_peft_model(self.model) and not self.is_fsdp_enabled:
+            from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+            adapter = self.model.active_adapter
+            self.model.add_adapter("ref", self.model.peft_config[adapter])
+            state_dict = get_peft_model_state_dict(self.model, adapter_name=adapter)
+            set_peft_model_state_dict(self.model, state_dict, adapter_name="ref")
+            return None
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            # The weights are already sharded, so they cannot be copied.
+            return create_model_from_path(get_config_model_id(self.model.config), dtype=self.model.dtype)
+        return copy.deepcopy(self.model)
+
+    def _prepare_reference(self, ref_model: nn.Module) -> nn.Module:
+        ref_model.requires_grad_(False).eval()
+        if self.args.disable_dropout:
+            disable_dropout_in_model(ref_model)
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(ref_model, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(ref_model, self.accelerator)
+        return self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+
+    def _reference(self) -> tuple[nn.Module, Any] | None:
+        """The model to call for the reference and the context to call it in, if a reference is kept."""
+        if self.ref_model is not None:
+            return self.ref_model, nullcontext()
+        model = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(model) and "ref" in model.peft_config:
+            return self.model, use_adapter(model, "ref")
+        if self._adapter_is_new:
+            return self.model, use_adapter(model, None)
+        return None
+
+    @torch.no_grad()
+    def _score_reference(
+        self, inputs: dict[str, Any], model: nn.Module, on_hidden_states: Callable | None = None
+    ) -> torch.Tensor:
+        # Reentrant checkpointing warns about inputs without gradients.
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            logps, _, _ = score_rows(model, self._causal_lm(model), inputs, on_hidden_states)
+        return logps
+
+    def _precompute_ref_logps(self, rows: UnlearningRows, name: str) -> None:
+        """Adds the column `ref_logps` to the forget and alternate rows: one pass, sorted by length, in large batches."""
+        was_training = self.model.training
+        self.model.eval()
+        batch_size = self.args.precompute_ref_batch_size or 4 * self.args.per_device_train_batch_size
+        for role in ("forget", "alternate"):
+            part = getattr(rows, role)
+            if part is None:
+                continue
+            order = np.argsort([-len(ids) for ids in part["input_ids"]], kind="stable")
+            loader = self.accelerator.prepare(
+                DataLoader(
+                    UnlearningRows(part.select(order)), batch_size, collate_fn=self.data_collator, shuffle=False
+                )
+            )
+            if self._reference() is None and self.state.global_step > 0:
+                raise ValueError(
+                    f"The {name} set was passed to `evaluate` after training has changed the model, and no reference is "
+                    "left to score it: the log-probabilities of the sets known before were precomputed. Pass the set as "
+                    "`eval_dataset` when the trainer is made, or pass a `ref_model`, or set "
+                    "`precompute_ref_log_probs=False`."
+                )
+            # Untrained, the model is its own reference.
+            model, context = self._reference() or (self.model, nullcontext())
+            if self.ref_model is None and self.is_deepspeed_enabled:
+                model = prepare_deepspeed(self.model, self.accelerator)  # places and gathers what is not yet prepared
+            elif self.ref_model is None and self.is_fsdp_enabled:
+                # The model is only sharded in `train`; until then some processes may not hold its weights.
+                model = self._prepare_reference(copy.deepcopy(self.model))
+            logps = []
+            with context, self.accelerator.autocast():
+                for batch in tqdm(
+                    loader,
+                    desc=f"Reference log-probabilities, {name} set, {role} rows",
+                    disable=self.args.disable_tqdm or not self.is_local_process_zero(),
+                ):
+                    scores = self._score_reference(self._prepare_inputs(batch), model)
+                    logps.append(self.accelerator.gather_for_metrics(scores).cpu())
+            column = np.empty(len(part), dtype=np.float32)
+            column[order] = torch.cat(logps).numpy()
+            setattr(rows, role, part.add_column("ref_logps", column))
+        self.model.train(was_training)
+
+    # ------------------------------------------------------------------ loss
+
+    def forget_loss(self, forget: RowScores, alternate: RowScores | None) -> torch.Tensor:
+        """
+        Forget loss of each sequence, of shape `(rows,)`. Each method implements it.
+
+        Args:
+            forget ([`RowScores`]):
+                Scores of the forget completions.
+            alternate ([`RowScores`], *optional*):
+                Scores of the alternate completions, for methods that use them.
+        """
+        raise NotImplementedError(f"`{type(self).__name__}` must implement `forget_loss`.")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        num_forget, num_alternate, num_retain = inputs["num_rows"]
+        num_pairs = max(inputs["num_rows"])
+        first_retain = num_forget + num_alternate
+        uses_kl = num_retain > 0 and self._uses_kl
+        if self.aux_loss_enabled:
+            inputs["output_router_logits"] = True
+
+        ref_logps = inputs.get("ref_logps")
+        scores_reference = self._forget_loss_uses_reference and num_forget > 0 and ref_logps is None
+        if scores_reference or uses_kl:
+            # Only the rows that need the reference go through it; rows without padding cannot be taken apart.
+            start = 0 if scores_reference or "seq_idx" in inputs else first_retain
+            stop = sum(inputs["num_rows"]) if uses_kl or "seq_idx" in inputs else first_retain
+            ref_inputs = _take_rows(inputs, start, stop) if stop - start < sum(inputs["num_rows"]) else inputs
+            ref_hidden_states = []
+            ref_model, context = self._reference()
+            with context:
+                scores = self._score_reference(ref_inputs, ref_model, ref_hidden_states.append)
+            if scores_reference:
+                ref_logps = scores[:first_retain]
+
+        # Row sums of the retain loss, and what they are divided by
+        retain_sums, retain_counts = [], []
+
+        def add_kl(hidden_states: torch.Tensor) -> None:
+            hidden_states, positions, rows = self._kl_positions(hidden_states, inputs, first_retain)
+            ref_hidden, ref_positions, _ = self._kl_positions(
+                ref_hidden_states[0], ref_inputs, first_retain - start
+            )
+            kl = token_kl(
+                self._causal_lm(model), hidden_states[positions], self._causal_lm(ref_model), ref_hidden[ref_positions]
+            )
+            zeros = torch.zeros(num_retain, dtype=torch.float32, device=kl.device)
+            retain_sums.append(zeros.index_add(0, rows, kl))
+            retain_counts.append(zeros.index_add(0, rows, torch.ones_like(kl)))
+
+        logps, lengths, outputs = score_rows(model, self._causal_lm(model), inputs, add_kl if uses_kl else None)
+        if num_retain > 0 and not uses_kl:
+            retain_sums, retain_counts = [-logps[first_retain:]], [lengths[first_retain:]]
+
+        columns: dict[str, torch.Tensor] = {}
+        loss = logps.new_zeros(())
+        if num_forget > 0:
+            forget = RowScores(
+                logps[:num_forget], lengths[:num_forget], None if ref_logps is None else ref_logps[:num_forget]
+            )
+            alternate = None
+            if num_alternate > 0:
+                in_alternate = slice(num_forget, first_retain)
+                alternate = RowScores(
+                    logps[in_alternate], lengths[in_alternate], None if ref_logps is None else ref_logps[in_alternate]
+                )
+            forget_losses = self.forget_loss(forget, alternate)
+            loss = loss + self.args.forget_weight * forget_losses.mean()
+            columns |= self._forget_columns(forget_losses.detach(), forget, alternate)
+        if num_retain > 0:
+            sums, counts = retain_sums[0], retain_counts[0]
+            retain_loss = sums.sum() / counts.sum()
+            columns["retain_loss"] = retain_loss.detach().expand(num_pairs)
+            columns["retain_sums"], columns["retain_counts"] = sums.detach(), counts
+            columns["logps/retain"] = logps[first_retain:].detach()
+            columns["lengths/retain"] = lengths[first_retain:]
+            if num_items_in_batch is not None:
+                # `Trainer` divides by the accumulation steps, and the processes average their gradients.
+                parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+                retain_loss = sums.sum() * parts / num_items_in_batch
+            loss = loss + self.args.retain_weight * retain_loss
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+            columns["aux_loss"] = outputs.aux_loss.detach().expand(num_pairs)
+
+        mode = "train" if self.model.training else "eval"
+        mask = inputs.get("attention_mask")
+        num_tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
+        columns["num_tokens"] = torch.as_tensor(num_tokens / num_pairs, device=logps.device).expand(num_pairs)
+        gathered = self.accelerator.gather_for_metrics(torch.stack([c.float() for c in columns.values()], dim=1))
+        for name, column in zip(columns, gathered.unbind(1), strict=True):
+            self._columns[mode][name].append(column)
+        return (loss, outputs) if return_outputs else loss
+
+    def _kl_positions(
+        self, hidden_states: torch.Tensor, inputs: dict[str, Any], first_retain: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Hidden states, mask of the positions that the retain KL is taken at, and the retain row of each of them."""
+        rows = row_of_positions(inputs).to(hidden_states.device) - first_retain
+        if self.args.retain_loss_type == "kl_all_positions":
+            positions = rows >= 0
+        else:
+            predicts = label_positions(inputs).to(hidden_states.device)
+            hidden_states, rows = hidden_states[:, :-1], rows[:, 1:]
+            positions = predicts & (rows >= 0)
+        return hidden_states, positions, rows[positions]
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """Number of retain tokens of the whole optimizer batch, on all processes, where the loss is divided by it."""
+        if self.args.retain_normalization == "micro_batch" or self._retain_dataset is None:
+            return None
+        count = torch.zeros((), dtype=torch.long, device=device)
+        for inputs in batch_samples:
+            is_retain = row_of_positions(inputs) >= sum(inputs["num_rows"][:2])
+            if self.args.retain_loss_type != "kl_all_positions":
+                is_retain = is_retain[:, 1:] & label_positions(inputs)
+            count += is_retain.sum().to(device)
+        return self.accelerator.reduce(count, "sum")
+
+    # ------------------------------------------------------------------ logs
+
+    def _forget_columns(
+        self, losses: torch.Tensor, forget: RowScores, alternate: RowScores | None
+    ) -> dict[str, torch.Tensor]:
+        # The weight of a sequence in the gradient, |dℓ/d log π|, from the loss itself so that it cannot disagree with it
+        with torch.enable_grad():
+            detached = forget.logps.detach().requires_grad_()
+            loss = self.forget_loss(
+                forget._replace(logps=detached),
+                alternate and alternate._replace(logps=alternate.logps.detach()),
+            )
+            (weights,) = torch.autograd.grad(loss.sum(), detached)
+        columns = {"forget_loss": losses, "forget_weights": weights.abs()}
+        for role, scores in (("forget", forget), ("alternate", alternate)):
+            if scores is None:
+                continue
+            columns[f"logps/{role}"] = scores.logps.detach()
+            columns[f"lengths/{role}"] = scores.lengths
+            if scores.ref_logps is not None:
+                columns[f"rewards/{role}"] = self.args.beta * (scores.logps.detach() - scores.ref_logps)
+        if "rewards/alternate" in columns:
+            columns["rewards/margins"] = columns["rewards/alternate"] - columns["rewards/forget"]
+            columns["rewards/accuracies"] = (columns["rewards/margins"] > 0).float()
+        return columns
+
+    def _pop_metrics(self, mode: str) -> dict[str, float]:
+        """Averages over the pairs since the last call; log-probabilities are per token. One transfer from the device."""
+        columns = self._columns[mode]
+        if not columns:
+            return {}
+        sums = {name: torch.cat(values).double().sum() for name, values in columns.items()}
+        num_pairs = {name: sum(len(value) for value in values) for name, values in columns.items()}
+        columns.clear()
+        sums = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        if mode == "train":
+            self._total_train_tokens += round(sums["num_tokens"])
+        metrics = {"num_tokens": self._total_train_tokens}
+        for name, value in sums.items():
+            if name.startswith("logps/"):
+                metrics[name] = value / sums[name.replace("logps/", "lengths/")]
+            elif not name.startswith("lengths/") and name not in ("num_tokens", "retain_sums", "retain_counts"):
+                metrics[name] = value / num_pairs[name]
+        if mode == "eval" and "retain_sums" in sums:
+            metrics["retain_loss"] = sums["retain_sums"] / sums["retain_counts"]  # over the whole set
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            logs.update(self._pop_metrics("train"))
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Evaluates forget and retain sets, each apart.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+                A forget set, or named sets as in the constructor. Defaults to the trainer's own.
+            ignore_keys (`list[str]`, *optional*):
+                Not used: no model outputs are collected.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
+                Prefix of the metrics.
+
+        Returns:
+            `dict[str, float]`: `{prefix}_loss` (the unweighted forget or retain loss), `{prefix}_logps/forget`, ….
+            With named sets the name follows the prefix: `{prefix}_forget_loss`, `{prefix}_retain_loss`, ….
+        """
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            is_dict = isinstance(eval_dataset, dict)
+            sets = {
+                name: self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
+                for name, dataset in self._eval_sets(eval_dataset).items()
+            }
+            if self._precomputes:
+                for name, rows in sets.items():
+                    if rows.forget is not None and "ref_logps" not in rows.forget.column_names:
+                        self._precompute_ref_logps(rows, name)
+            eval_dataset = sets if is_dict else sets["eval"]
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self._pop_metrics("eval")
+        # `Trainer` averages over batches; these are exact, and carry the name of their set
+        metrics["loss"] = metrics.pop("forget_loss" if "forget_loss" in metrics else "retain_loss")
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    # ------------------------------------------------------------------ saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # PEFT saves all adapters. The frozen copy is the model before unlearning: it must not be published with it.
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Writes `README.md` into the output directory.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model.
+            dataset_name (`str`, *optional*):
+                Id of the forget set on the Hub.
+            tags (`str` or `list[str]`, *optional*):
+                Tags to add.
+        """
+        if self.is_world_process_zero():
+            save_model_card(self, model_name, dataset_name, tags)
+
+
+def _take_rows(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The rows `start` to `stop` of a padded batch."""
+    taken = {key: value[start:stop] for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    taken["num_rows"] = (stop - start,)
+    return taken
