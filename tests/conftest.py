@@ -46,7 +46,9 @@ def model_dir(world, tmp_path_factory) -> str:
     for _ in range(60):
         batch = [data[int(i)] for i in torch.randint(0, len(data), (16,), generator=generator)]
         length = max(len(row["input_ids"]) for row in batch)
-        ids = torch.tensor([row["input_ids"] + [tokenizer.pad_token_id] * (length - len(row["input_ids"])) for row in batch])
+        ids = torch.tensor(
+            [row["input_ids"] + [tokenizer.pad_token_id] * (length - len(row["input_ids"])) for row in batch]
+        )
         labels = torch.tensor([row["labels"] + [-100] * (length - len(row["labels"])) for row in batch])
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()

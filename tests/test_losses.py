@@ -79,7 +79,9 @@ def test_altpo_and_its_authors_baselines(case):
     if settings.get("same_ref"):
         reference = {key: value.clone() for key, value in policy.items()}
     else:
-        reference = {key: torch.tensor(value, dtype=torch.float64) for key, value in altpo["params"]["reference"].items()}
+        reference = {
+            key: torch.tensor(value, dtype=torch.float64) for key, value in altpo["params"]["reference"].items()
+        }
     for value in policy.values():
         value.requires_grad_()
 

@@ -126,4 +126,6 @@ def altpo_loss(
     tensor([13.8629])
     ```
     """
-    return -F.logsigmoid(beta * ((alternate_logps - ref_alternate_logps) - (forget_logps - ref_forget_logps))) * 2 / beta
+    return (
+        -F.logsigmoid(beta * ((alternate_logps - ref_alternate_logps) - (forget_logps - ref_forget_logps))) * 2 / beta
+    )

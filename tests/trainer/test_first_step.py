@@ -11,10 +11,16 @@ from transformers import AutoModelForCausalLM
 from trl_unlearn import AltPOConfig, AltPOTrainer, NPOConfig, NPOTrainer, SimNPOConfig, SimNPOTrainer
 
 
-TRAINERS = {"npo": (NPOTrainer, NPOConfig), "simnpo": (SimNPOTrainer, SimNPOConfig), "altpo": (AltPOTrainer, AltPOConfig)}
+TRAINERS = {
+    "npo": (NPOTrainer, NPOConfig),
+    "simnpo": (SimNPOTrainer, SimNPOConfig),
+    "altpo": (AltPOTrainer, AltPOConfig),
+}
 
 
-def make_trainer(method, model, tokenizer, forget, retain, tmp_path, ref_model=None, peft_config=None, collator=None, **options):
+def make_trainer(
+    method, model, tokenizer, forget, retain, tmp_path, ref_model=None, peft_config=None, collator=None, **options
+):
     """A trainer whose first step sees all forget and all retain rows, so that their pairing does not matter."""
     trainer_class, config_class = TRAINERS[method]
     batch_size = len(forget) * (len(forget["alternates"][0]) if method == "altpo" else 1)
@@ -165,7 +171,17 @@ def test_first_logged_losses(
 @pytest.mark.parametrize("adapter", [None, "new", "given"])
 @pytest.mark.parametrize("method", ["npo", "simnpo", "altpo"])
 def test_gradients_and_losses_after_a_step(
-    method, adapter, precompute, retain_loss_type, model, model_dir, tokenizer, lora_config, forget_rows, retain_rows, tmp_path
+    method,
+    adapter,
+    precompute,
+    retain_loss_type,
+    model,
+    model_dir,
+    tokenizer,
+    lora_config,
+    forget_rows,
+    retain_rows,
+    tmp_path,
 ):
     """After some steps model and reference differ: the losses and all gradients are compared there."""
     from peft import get_peft_model
@@ -208,15 +224,26 @@ def test_gradients_and_losses_after_a_step(
     gradients = {name: p.grad.clone() for name, p in trained_model.named_parameters() if p.grad is not None}
     trained_model.zero_grad()
     expected_forget, expected_retain = independent_losses(
-        method, trained_model, reference, tokenizer, forget, retain.select(range(len(trainer.train_dataset))), 0.3, retain_loss_type
+        method,
+        trained_model,
+        reference,
+        tokenizer,
+        forget,
+        retain.select(range(len(trainer.train_dataset))),
+        0.3,
+        retain_loss_type,
     )
     expected = trainer.args.forget_weight * expected_forget + expected_retain
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    assert gradients.keys() == {n for n, p in trained_model.named_parameters() if p.grad is not None and p.requires_grad}
+    assert gradients.keys() == {
+        n for n, p in trained_model.named_parameters() if p.grad is not None and p.requires_grad
+    }
     for name, parameter in trained_model.named_parameters():
         if name in gradients:
-            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                gradients[name], parameter.grad, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 @pytest.mark.parametrize("method", ["npo", "altpo"])
@@ -245,7 +272,14 @@ def test_training_starts_at_two_over_beta_log_two(
 def test_kl_all_positions_is_the_authors_average(model, other_model, tokenizer, forget_rows, retain_rows, tmp_path):
     forget = forget_rows.select(range(4))
     trainer = make_trainer(
-        "npo", model, tokenizer, forget, retain_rows, tmp_path, ref_model=other_model, retain_loss_type="kl_all_positions"
+        "npo",
+        model,
+        tokenizer,
+        forget,
+        retain_rows,
+        tmp_path,
+        ref_model=other_model,
+        retain_loss_type="kl_all_positions",
     )
     batch = trainer.data_collator([trainer.train_dataset[(i, i)] for i in range(4)])
     trainer.model.train()

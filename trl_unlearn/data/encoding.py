@@ -10,7 +10,7 @@ from transformers.utils import logging
 from trl import apply_chat_template
 
 from .._trl import common_prefix_length
-from .formats import check_dataset, completion_text, infer_format, question_to_prompt, split_messages
+from .formats import FORMATS, check_dataset, completion_text, infer_format, question_to_prompt, split_messages
 
 
 logger = logging.get_logger(__name__)
@@ -46,8 +46,10 @@ def encode_prompt_completion(
     >>> prompt_ids, completion_ids = encode_prompt_completion("The sky is", " blue.", tokenizer)
     ```
     """
-    if isinstance(prompt, str):
+    if isinstance(completion, str):
         add_special_tokens = True
+        # A tokenizer may add EOS by itself; one that is written in the text would then be a second one.
+        completion = completion.removesuffix(processing_class.eos_token)
     else:
         # The template writes the special tokens; the tokenizer must not add BOS a second time.
         add_special_tokens = False
@@ -131,29 +133,30 @@ def _encode_batch(
     rows = []
     if kind == "text":
         for index, text in zip(indices, batch["text"], strict=True):
-            if not text or not text.strip():
+            if _is_empty(text, processing_class):
                 raise ValueError(f"Row {index} of the {name} set, column `text`: the document is empty.")
-            ids = sum(encode_prompt_completion("", text, processing_class), [])
+            bos_ids, text_ids = encode_prompt_completion("", text, processing_class)
+            ids = bos_ids + text_ids
             window = max_length or len(ids)
             for start in range(0, max(len(ids) - 1, 1), max(window - 1, 1)):
                 rows.append((ids[start : start + window], ids[start : start + window]))
     else:
         for position, index in enumerate(indices):
-            if kind == "messages":
-                prompt, completion = split_messages(batch["messages"][position], name, index)
-            elif kind == "question_answer":
-                question, answer = batch["question"][position], batch["answer"][position]
-                if not answer or not answer.strip():
-                    raise ValueError(f"Row {index} of the {name} set, column `answer`: the answer is empty.")
-                prompt, completion = question_to_prompt(question, answer, processing_class, question_answer_template)
+            if kind != "messages":
+                prompt, completion = (batch[column][position] for column in FORMATS[kind])
             else:
-                prompt, completion = batch["prompt"][position], batch["completion"][position]
-            if not completion or not completion_text(completion).strip():
-                raise ValueError(f"Row {index} of the {name} set, column `completion`: the completion is empty.")
+                prompt, completion = split_messages(batch["messages"][position], name, index)
+            row, prompt_column = f"Row {index} of the {name} set", f"column `{FORMATS[kind][0]}`"
+            completion_column = f"column `{FORMATS[kind][-1]}`"
+            if not completion or _is_empty(completion_text(completion), processing_class):
+                raise ValueError(f"{row}, {completion_column}: the completion is empty.")
+            _check_prompt(prompt, completion, row, prompt_column, completion_column)
+            if kind == "question_answer":
+                prompt, completion = question_to_prompt(prompt, completion, processing_class, question_answer_template)
             prompt_ids, completion_ids = encode_prompt_completion(prompt, completion, processing_class)
             if max_length is not None and len(prompt_ids) >= max_length:
                 raise ValueError(
-                    f"Row {index} of the {name} set: its prompt has {len(prompt_ids)} tokens and fills `max_length` "
+                    f"{row}, {prompt_column}: the prompt has {len(prompt_ids)} tokens and fills `max_length` "
                     f"({max_length}), so that no token of its completion is left. Raise `max_length` or remove the row."
                 )
             ids = (prompt_ids + completion_ids)[:max_length]
@@ -163,3 +166,23 @@ def _encode_batch(
         "labels": [labels for _, labels in rows],
         "digest": [blake2b(np.array(ids, dtype=np.int64).tobytes(), digest_size=16).hexdigest() for ids, _ in rows],
     }
+
+
+def _is_empty(text: str | None, processing_class: PreTrainedTokenizerBase) -> bool:
+    return not text or not text.removesuffix(processing_class.eos_token).strip()
+
+
+def _check_prompt(prompt: Any, completion: Any, row: str, prompt_column: str, completion_column: str) -> None:
+    """Refuses a prompt that is missing or that its completion cannot follow."""
+    if prompt is None or prompt == []:
+        raise ValueError(f"{row}, {prompt_column}: the prompt is missing.")
+    if isinstance(prompt, str) != isinstance(completion, str):
+        raise ValueError(
+            f"{row}: {prompt_column} holds {'text' if isinstance(prompt, str) else 'messages'} and {completion_column} "
+            f"{'text' if isinstance(completion, str) else 'messages'}. Give both as text or both as messages."
+        )
+    if not isinstance(prompt, str) and prompt[-1]["role"] not in ("user", "tool", "assistant"):
+        raise ValueError(
+            f"{row}, {prompt_column}: the completion must follow a user, tool or assistant message, got one of the role "
+            f"{prompt[-1]['role']!r}."
+        )

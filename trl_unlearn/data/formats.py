@@ -74,18 +74,18 @@ def question_to_prompt(
 
 def split_messages(messages: list[dict], name: str, index: int) -> tuple[list[dict], list[dict]]:
     """The conversation up to the last assistant message, and that message, which is what is forgotten or retained."""
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        roles = [message["role"] for message in messages]
+    roles = [message["role"] for message in messages or ()]
+    if len(roles) < 2 or roles[-1] != "assistant":
         raise ValueError(
-            f"Row {index} of the {name} set: `messages` must end with an assistant message that answers another "
-            f"message, got the roles {roles}."
+            f"Row {index} of the {name} set, column `messages`: the conversation must end with an assistant message that "
+            f"answers another message, got the roles {roles}."
         )
     return messages[:-1], messages[-1:]
 
 
 def completion_text(completion: str | list[dict]) -> str:
     """The text of a completion, whichever way it is given."""
-    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+    return completion if isinstance(completion, str) else "".join(message["content"] or "" for message in completion)
 
 
 def split_alternates(dataset: Dataset, name: str) -> tuple[Dataset, Dataset, np.ndarray]:
@@ -112,13 +112,14 @@ def split_alternates(dataset: Dataset, name: str) -> tuple[Dataset, Dataset, np.
     check_dataset(dataset, name)
     columns = set(dataset.column_names)
     if {"prompt", "chosen", "rejected"} <= columns:
-        kind, alternates = "prompt_completion", [[chosen] for chosen in dataset["chosen"]]
+        kind, column, alternates = "prompt_completion", "chosen", [[chosen] for chosen in dataset["chosen"]]
         dataset = dataset.rename_column("rejected", "completion").remove_columns("chosen")
     elif "alternates" in columns or "alternate" in columns:
         kind = infer_format(dataset, name)
         if kind == "text":
             raise ValueError(f"The {name} set has `text` rows. AltPO needs a prompt that both answers share.")
-        alternates = dataset["alternates"] if "alternates" in columns else [[text] for text in dataset["alternate"]]
+        column = "alternates" if "alternates" in columns else "alternate"
+        alternates = dataset[column] if column == "alternates" else [[text] for text in dataset[column]]
     else:
         raise ValueError(
             f"The {name} set has no alternate answers, which AltPO needs: its columns are {sorted(columns)}. Add a "
@@ -132,15 +133,18 @@ def split_alternates(dataset: Dataset, name: str) -> tuple[Dataset, Dataset, np.
         if kind == "messages":
             prompt, answer = split_messages(row["messages"], name, index)
         else:
-            prompt, answer = (row[column] for column in FORMATS[kind])
+            prompt, answer = (row[name_of] for name_of in FORMATS[kind])
+        where = f"Row {index} of the {name} set, column `{column}`"
         if not row_alternates:
-            raise ValueError(f"Row {index} of the {name} set has no alternate answer: its list is empty.")
+            raise ValueError(f"{where}: there is no alternate answer, the list is empty.")
+        if isinstance(row_alternates, str) or (column == "alternate" and isinstance(row_alternates[0], list)):
+            raise ValueError(f"{where}: `alternates` holds a list of texts a row, `alternate` one text.")
         for alternate in row_alternates:
-            if not isinstance(answer, str) and isinstance(alternate, str):
+            if isinstance(alternate, str) and isinstance(answer, list):
                 alternate = [{"role": "assistant", "content": alternate}]
             if not completion_text(alternate or "").strip():
-                raise ValueError(f"Row {index} of the {name} set has an empty alternate answer.")
-            if completion_text(alternate).strip() == completion_text(answer).strip():
+                raise ValueError(f"{where}: an alternate answer is empty.")
+            if completion_text(alternate).strip() == completion_text(answer or "").strip():
                 copies.append(index)
             owners.append(index)
             rows.append((prompt, alternate))
@@ -150,5 +154,7 @@ def split_alternates(dataset: Dataset, name: str) -> tuple[Dataset, Dataset, np.
             "The same text would be pushed up and down at once: remove them, or generate others."
         )
     names = FORMATS["question_answer" if kind == "question_answer" else "prompt_completion"]
-    columns_of_alternates = {column: list(values) for column, values in zip(names, zip(*rows, strict=True), strict=True)}
+    columns_of_alternates = {
+        column: list(values) for column, values in zip(names, zip(*rows, strict=True), strict=True)
+    }
     return dataset, Dataset.from_dict(columns_of_alternates), np.array(owners)

@@ -58,6 +58,4 @@ class AltPOTrainer(UnlearningTrainer):
     _uses_alternates = True
 
     def forget_loss(self, forget: RowScores, alternate: RowScores | None) -> torch.Tensor:
-        return altpo_loss(
-            alternate.logps, forget.logps, alternate.ref_logps, forget.ref_logps, self.args.beta
-        )
+        return altpo_loss(alternate.logps, forget.logps, alternate.ref_logps, forget.ref_logps, self.args.beta)

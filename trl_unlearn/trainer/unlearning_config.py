@@ -176,7 +176,9 @@ class UnlearningConfig(SFTConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"`max_length` must be at least 2 (a prompt and a completion token), got {self.max_length}.")
+            raise ValueError(
+                f"`max_length` must be at least 2 (a prompt and a completion token), got {self.max_length}."
+            )
         for part in ("{question}", "{answer}"):
             if self.question_answer_template.count(part) != 1:
                 raise ValueError(

@@ -413,9 +413,7 @@ class UnlearningTrainer(SFTTrainer):
 
         def add_kl(hidden_states: torch.Tensor) -> None:
             hidden_states, positions, rows = self._kl_positions(hidden_states, inputs, first_retain)
-            ref_hidden, ref_positions, _ = self._kl_positions(
-                ref_hidden_states[0], ref_inputs, first_retain - start
-            )
+            ref_hidden, ref_positions, _ = self._kl_positions(ref_hidden_states[0], ref_inputs, first_retain - start)
             kl = token_kl(
                 self._causal_lm(model), hidden_states[positions], self._causal_lm(ref_model), ref_hidden[ref_positions]
             )

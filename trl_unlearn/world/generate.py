@@ -110,7 +110,14 @@ def save_world(world: dict[str, list[dict]], directory: str | Path) -> None:
         readme += [f"- config_name: {config}", f"  data_files: {config}.json"]
         if config == "full":
             readme.append("  default: true")
-    readme += ["---", "", "# The embedded world", "", "Invented people and their facts, made by `trl_unlearn.world`.", ""]
+    readme += [
+        "---",
+        "",
+        "# The embedded world",
+        "",
+        "Invented people and their facts, made by `trl_unlearn.world`.",
+        "",
+    ]
     _write(directory / "README.md", "\n".join(readme))
 
 

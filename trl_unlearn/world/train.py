@@ -24,13 +24,16 @@ from pathlib import Path
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer, TrlParser
 
+from ..evaluation.arguments import EvaluationArguments, evaluate_as_asked, write_json
+from ..evaluation.callback import EVALUATION_DIR
+from ..trainer.scoring import score_rows
 from .model import build_model, train_tokenizer
 
 
 @dataclass
-class WorldTrainingArguments:
+class WorldTrainingArguments(EvaluationArguments):
     r"""
-    What to train and on what.
+    What to train and on what, and which [`~evaluation.arguments.EvaluationArguments`] to evaluate the result with.
 
     Args:
         dataset_name (`str`):
@@ -52,6 +55,7 @@ class WorldTrainingArguments:
     """
 
     dataset_name: str = field(
+        kw_only=True,
         metadata={"help": "Path or Hub name of a data set with `question` and `answer` columns."},
     )
     dataset_config: str = field(
@@ -146,7 +150,17 @@ class WorldTrainingConfig(SFTConfig):
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         # A share of the steps is not something that `warmup_steps` can express in every supported transformers.
-        return super().get_warmup_steps(num_training_steps) if self.warmup_steps else math.ceil(num_training_steps / 20)
+        return (
+            super().get_warmup_steps(num_training_steps) if self.warmup_steps else math.ceil(num_training_steps / 20)
+        )
+
+
+class _AnswerTrainer(SFTTrainer):
+    """TRL's trainer without the LM head on prompts and padding, which here is half of a step on a CPU."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logps, num_tokens, _ = score_rows(model, self.model, {**inputs, "num_rows": [len(inputs["labels"])]})
+        return -logps.sum() / (num_tokens.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def train(arguments: WorldTrainingArguments, config: WorldTrainingConfig) -> None:
@@ -174,7 +188,7 @@ def train(arguments: WorldTrainingArguments, config: WorldTrainingConfig) -> Non
         intermediate_size=arguments.intermediate_size or 3 * arguments.hidden_size,
         seed=config.seed,
     )
-    trainer = SFTTrainer(
+    trainer = _AnswerTrainer(
         model,
         args=config,
         train_dataset=dataset.map(_to_prompt_completion, remove_columns=dataset.column_names),
@@ -184,6 +198,9 @@ def train(arguments: WorldTrainingArguments, config: WorldTrainingConfig) -> Non
 
     trainer.model.save_pretrained(unfinished_dir)
     tokenizer.save_pretrained(unfinished_dir)
+    if arguments.eval_forget_config is not None:
+        result = evaluate_as_asked(trainer.model, tokenizer, arguments.dataset_name, arguments)
+        write_json(result, unfinished_dir / EVALUATION_DIR / "evaluation.json")
     if output_dir.exists():
         shutil.rmtree(output_dir)
     unfinished_dir.rename(output_dir)

@@ -1,0 +1,35 @@
+"""`trl-unlearn <command>`: the scripts under one name."""
+
+import runpy
+import sys
+
+
+COMMANDS = {
+    "npo": "Unlearn with Negative Preference Optimization.",
+    "simnpo": "Unlearn with SimNPO, which needs no reference.",
+    "altpo": "Unlearn with Alternate Preference Optimization.",
+    "quickstart": "Make a small world, unlearn a part of it with every method, and compare.",
+}
+
+
+def main() -> None:
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
+        print("usage: trl-unlearn <command> [options]\n\ncommands:")
+        for name, description in COMMANDS.items():
+            print(f"  {name:<12}{description}")
+        print("\nOptions of a command: trl-unlearn <command> --help. On several devices: accelerate launch")
+        print("-m trl_unlearn.scripts.<command> [options].")
+    elif command == "--version":
+        from . import __version__
+
+        print(__version__)
+    elif command in COMMANDS:
+        sys.argv = [f"trl-unlearn {command}", *sys.argv[2:]]
+        runpy.run_module(f"trl_unlearn.scripts.{command}", run_name="__main__", alter_sys=False)
+    else:
+        sys.exit(f"trl-unlearn: unknown command {command!r}. Commands are {', '.join(COMMANDS)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Which sets to evaluate on and how, as command-line arguments, and the evaluation that they describe."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class EvaluationArguments:
+    r"""
+    Arguments of an evaluation on data laid out like TOFU.
+
+    Parameters:
+        eval_forget_config (`str`, *optional*):
+            Configuration with the forget questions, paraphrases and perturbed answers, for example
+            `"forget10_perturbed"`. Without it, nothing is evaluated.
+        eval_retain_config (`str`, *optional*, defaults to `"retain_perturbed"`):
+            The same for questions to be kept.
+        eval_utility_configs (`list[str]`, *optional*):
+            Further sets that model utility is averaged over, for example `real_authors_perturbed`.
+        truth_ratio_question (`str`, *optional*, defaults to `"question"`):
+            Column with the question that paraphrased and perturbed answers are scored for.
+        eval_max_new_tokens (`int`, *optional*, defaults to `200`):
+            Longest generated answer, in tokens.
+        eval_grammar (`bool`, *optional*, defaults to `False`):
+            Whether the data are the embedded world, whose grammar decides which answers are well-formed.
+        retain_logs (`str`, *optional*):
+            Evaluation file of the retained model. Without it, forget quality is left out.
+    """
+
+    eval_forget_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration with forget questions, paraphrases and perturbed answers. None: no evaluation."
+        },
+    )
+    eval_retain_config: str = field(
+        default="retain_perturbed", metadata={"help": "The same for questions to be kept."}
+    )
+    eval_utility_configs: list[str] = field(
+        default_factory=list, metadata={"help": "Further sets that model utility is averaged over."}
+    )
+    truth_ratio_question: str = field(
+        default="question",
+        metadata={"help": "Column with the question that paraphrased and perturbed answers are scored for."},
+    )
+    eval_max_new_tokens: int = field(default=200, metadata={"help": "Longest generated answer, in tokens."})
+    eval_grammar: bool = field(
+        default=False, metadata={"help": "Whether the data are the embedded world, which decides well-formedness."}
+    )
+    retain_logs: str | None = field(
+        default=None, metadata={"help": "Evaluation file of the retained model, for forget quality."}
+    )
+
+
+def evaluate_as_asked(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    dataset_name: str,
+    arguments: EvaluationArguments,
+) -> dict[str, Any]:
+    """
+    Runs the evaluation that `arguments` describe.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        dataset_name (`str`):
+            Data set with the configurations named in `arguments`: an id on the Hub or a path.
+        arguments ([`EvaluationArguments`]):
+            What to evaluate.
+
+    Returns:
+        `dict`: What [`evaluate_unlearning`] returns, and `forget_quality` if there are `retain_logs`.
+    """
+    from datasets import load_dataset
+
+    from ..metrics import forget_quality
+    from ..world import grammar
+    from .evaluate import evaluate_unlearning
+
+    def load(config: str):
+        return load_dataset(dataset_name, config, split="train")
+
+    result = evaluate_unlearning(
+        model,
+        processing_class,
+        forget=load(arguments.eval_forget_config),
+        retain=load(arguments.eval_retain_config),
+        utility_sets={name.removesuffix("_perturbed"): load(name) for name in arguments.eval_utility_configs},
+        truth_ratio_question=arguments.truth_ratio_question,
+        max_new_tokens=arguments.eval_max_new_tokens,
+        grammar=grammar if arguments.eval_grammar else None,
+    )
+    if arguments.retain_logs is not None:
+        retained = json.loads(Path(arguments.retain_logs).read_text(encoding="utf-8"))
+        result["forget_quality"] = forget_quality(
+            result["rows"]["forget"]["truth_ratio"], retained["rows"]["forget"]["truth_ratio"]
+        )
+    return result
+
+
+def write_json(content: Any, path: str | Path) -> None:
+    """Writes a file that is either there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(unfinished, path)

@@ -1,0 +1,137 @@
+"""What the training commands share: arguments for data and evaluation, and the run from model to saved result."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..evaluation.arguments import EvaluationArguments
+
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from ..trainer.unlearning_config import UnlearningConfig
+    from ..trainer.unlearning_trainer import UnlearningTrainer
+
+
+@dataclass
+class UnlearningScriptArguments(EvaluationArguments):
+    r"""
+    Arguments of the training commands beside those of the config and the model.
+
+    Parameters:
+        > Parameters that control the training data
+
+        dataset_name (`str`):
+            Data set with the forget set, and the retain set unless `retain_dataset_name` is given: an id on the Hub or a
+            path.
+        forget_config (`str`, *optional*):
+            Configuration of the forget set, for example `"forget10"`.
+        forget_split (`str`, *optional*, defaults to `"train"`):
+            Split of the forget set.
+        retain_dataset_name (`str`, *optional*):
+            Data set with the retain set. Defaults to `dataset_name`.
+        retain_config (`str`, *optional*):
+            Configuration of the retain set, for example `"retain90"`.
+        retain_split (`str`, *optional*, defaults to `"train"`):
+            Split of the retain set.
+        alternates_column (`str`, *optional*):
+            Column of the forget set with the alternate answers (lists of texts), if it is not called `alternates`.
+
+    See [`~evaluation.arguments.EvaluationArguments`] for those that control the evaluation.
+    """
+
+    dataset_name: str = field(
+        kw_only=True, metadata={"help": "Data set with the forget set: an id on the Hub or a path."}
+    )
+    forget_config: str | None = field(default=None, metadata={"help": "Configuration of the forget set."})
+    forget_split: str = field(default="train", metadata={"help": "Split of the forget set."})
+    retain_dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set with the retain set. Defaults to `dataset_name`."}
+    )
+    retain_config: str | None = field(default=None, metadata={"help": "Configuration of the retain set."})
+    retain_split: str = field(default="train", metadata={"help": "Split of the retain set."})
+    alternates_column: str | None = field(
+        default=None, metadata={"help": "Column of the forget set with the alternate answers, if not `alternates`."}
+    )
+
+
+def run(
+    trainer_class: "type[UnlearningTrainer]",
+    script_args: UnlearningScriptArguments,
+    training_args: "UnlearningConfig",
+    model_args: "ModelConfig",
+) -> None:
+    """
+    Loads model and data, trains, evaluates and saves.
+
+    Args:
+        trainer_class (`type[UnlearningTrainer]`):
+            Method.
+        script_args ([`UnlearningScriptArguments`]):
+            Data and evaluation.
+        training_args ([`UnlearningConfig`]):
+            Configuration of the trainer.
+        model_args ([`~trl.ModelConfig`]):
+            Model, quantization and adapter.
+    """
+    from datasets import load_dataset
+    from trl import get_peft_config, get_quantization_config
+
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    forget = load_dataset(script_args.dataset_name, script_args.forget_config, split=script_args.forget_split)
+    if script_args.alternates_column is not None:
+        forget = forget.rename_column(script_args.alternates_column, "alternates")
+    retain = None
+    if training_args.retain_weight > 0:
+        retain = load_dataset(
+            script_args.retain_dataset_name or script_args.dataset_name,
+            script_args.retain_config,
+            split=script_args.retain_split,
+        )
+
+    eval_dataset = None
+    if training_args.eval_strategy != "no":
+        # `Trainer` wants a set of its own to evaluate: the retain questions, or else the forget set
+        if script_args.eval_forget_config is not None:
+            config = script_args.eval_retain_config
+            eval_dataset = {"retain": load_dataset(script_args.dataset_name, config, split="train")}
+        else:
+            eval_dataset = {"forget": forget}
+
+    trainer = trainer_class(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=forget,
+        retain_dataset=retain,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    if script_args.eval_forget_config is not None:
+        from ..evaluation.callback import UnlearningEvalCallback
+
+        trainer.add_callback(UnlearningEvalCallback(trainer, script_args.dataset_name, script_args))
+
+    resume = training_args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume in ("true", "True") else resume)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card()
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+def main(trainer_name: str, config_name: str) -> None:
+    """Parses the command line (`--config file.yaml`, flags win) and runs the trainer of that name."""
+    from trl import ModelConfig, TrlParser
+
+    import trl_unlearn
+
+    parser = TrlParser((UnlearningScriptArguments, getattr(trl_unlearn, config_name), ModelConfig))
+    script_args, training_args, model_args = parser.parse_args_and_config(fail_with_unknown_args=True)
+    run(getattr(trl_unlearn, trainer_name), script_args, training_args, model_args)
