@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch.autograd import grad
 from torch.nn.functional import log_softmax
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from trl_unlearn import altpo_loss, npo_loss, simnpo_loss
-from trl_unlearn.trainer.scoring import token_kl
+from trl_unlearn.trainer.scoring import Head, token_kl
 
 
 AUTHORS = json.loads((Path(__file__).parent / "fixtures" / "authors_losses.json").read_text())
@@ -32,13 +31,9 @@ def forget_loss(method: str, logps, lengths, ref_logps, beta, gamma):
     return logps.sum() / lengths.sum()  # gradient ascent
 
 
-def identity_head(vocab_size: int) -> GPT2LMHeadModel:
-    """A model whose LM head maps a hidden state to itself, so that logits can be passed as hidden states."""
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=vocab_size, n_embd=vocab_size, n_head=1, n_layer=1, tie_word_embeddings=False)
-    )
-    model.lm_head.weight.data = torch.eye(vocab_size)
-    return model
+def identity_head(vocab_size: int) -> Head:
+    """An LM head that maps a hidden state to itself, so that logits can be passed as hidden states."""
+    return Head(torch.eye(vocab_size), None, 1.0, None)
 
 
 @pytest.mark.parametrize("case", AUTHORS["cases"], ids=lambda case: f"{case['name']}-{case['batch']}-{case['beta']}")

@@ -64,6 +64,10 @@ def check(row, tokenizer, prompt_ids, completion_ids):
     assert row["labels"][-1] == tokenizer.eos_token_id
 
 
+def prompt_warnings(caplog):
+    return [record.getMessage() for record in caplog.records if "last tokens of a prompt" in record.getMessage()]
+
+
 CHAT_ROWS = {
     "question_answer": {"question": QUESTION, "answer": ANSWER},
     "prompt_completion": {"prompt": [message("user", QUESTION)], "completion": [message("assistant", ANSWER)]},
@@ -91,10 +95,11 @@ def test_chat_rows(kind, any_tokenizer):
     ],
     ids=["question_answer", "prompt_completion", "prompt_completion_with_eos"],
 )
-def test_plain_rows(row, any_tokenizer):
+def test_plain_rows(row, any_tokenizer, caplog):
     tokenizer = any_tokenizer
     tokenizer.chat_template = None
     (encoded,) = encode([row], tokenizer)
+    assert not prompt_warnings(caplog)  # also where EOS follows the prompt alone, but not before the completion
     prompt_ids = [tokenizer.bos_token_id] * tokenizer.adds_bos + plain_ids(tokenizer, f"Question: {QUESTION}\nAnswer:")
     check(encoded, tokenizer, prompt_ids, plain_ids(tokenizer, f" {ANSWER}") + [tokenizer.eos_token_id])
 
@@ -419,9 +424,8 @@ def test_a_prompt_that_its_completion_changes_is_said_once(tokenizer, caplog):
     assert prompt_ids == plain_ids(tokenizer, row["prompt"].rstrip())
     assert completion_ids == plain_ids(tokenizer, " was misplaced") + [tokenizer.eos_token_id]
     encode([row, row], tokenizer)
-    messages = [record.getMessage() for record in caplog.records if "last tokens of a prompt" in record.getMessage()]
-    assert len(messages) == 1
-    assert "' ' is left out" in messages[0]
+    (warning,) = prompt_warnings(caplog)
+    assert "' ' is left out" in warning
 
 
 # ---------------------------------------------------------------- processes and columns
@@ -443,8 +447,10 @@ def test_two_processes_refuse_the_same_row(tokenizer):
     for num_proc in (None, 2):
         with pytest.raises(ValueError, match="Row 15 of the forget set, column `answer`") as error:
             encode(rows, tokenizer, num_proc=num_proc)
-        errors.append((type(error.value), str(error.value)))
-    assert errors[0] == errors[1]
+        errors.append(error.value)
+    one, two = errors
+    assert (type(one), str(one)) == (type(two), str(two))
+    assert one.__cause__ is None and type(two.__cause__).__name__ == "RemoteTraceback"  # it was another process indeed
 
 
 def test_other_columns_are_dropped_and_equal_tokens_have_equal_digests(tokenizer):

@@ -220,7 +220,7 @@ def test_an_empty_chosen_answer_is_refused(chosen, rejected):
         split({"prompt": prompts, "chosen": chosen, "rejected": rejected})
 
 
-COPIES = [["In Rome."], ["A smith.", "A baker.", " A smith.\n"], ["Because."]]
+COPIES = [["In Rome.", "In Lima."], ["A smith.", "A baker.", " A smith.\n"], ["Because."]]
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,14 @@ def generate_answers(
     eos_token_ids = model.generation_config.eos_token_id
     eos_token_ids = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids or [])
     pad_token_id = processing_class.pad_token_id
+    # What is left unset, `generate` takes from the model's own settings, which for chat models are made for sampling.
     generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        repetition_penalty=1.0,
         num_beams=1,
         use_cache=True,
         eos_token_id=sorted({*eos_token_ids, processing_class.eos_token_id}),

@@ -124,6 +124,7 @@ def run(
     trainer.create_model_card()
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    trainer.accelerator.end_training()  # closes trackers, and the process group, which may abort at exit otherwise
 
 
 def main(trainer_name: str, config_name: str) -> None:

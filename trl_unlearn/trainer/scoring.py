@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -87,9 +87,40 @@ def score_rows(
     return zeros.index_add(0, rows, token_logps), zeros.index_add(0, rows, torch.ones_like(token_logps)), output
 
 
-def logit_scale(config: PreTrainedConfig) -> float:
+class Head(NamedTuple):
+    """
+    What maps hidden states to logits: `softcap(scale * (hidden @ weight.T + bias))`.
+
+    Args:
+        weight (`torch.Tensor` of shape `(vocabulary, hidden size)`):
+            Weight of the LM head.
+        bias (`torch.Tensor` of shape `(vocabulary,)`, *optional*):
+            Its bias.
+        scale (`float`):
+            Factor of the logits.
+        softcap (`float`, *optional*):
+            Bound of the logits.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    softcap: float | None
+
+
+def lm_head(causal_lm: PreTrainedModel) -> Head:
+    """The LM head of a model as it is now: with the adapter that is switched on, and gathered if FSDP2 has sharded it."""
+    head = causal_lm.get_output_embeddings()
+    weight, bias = (
+        parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        for parameter in (head.weight, head.bias)
+    )
+    config = causal_lm.config.get_text_config()
+    return Head(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+
+
+def _logit_scale(config: PreTrainedConfig) -> float:
     """The factor between LM head and softmax, which each architecture calls by another name."""
-    config = config.get_text_config()
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
         if getattr(config, name, None) is not None:
             return getattr(config, name)
@@ -98,48 +129,35 @@ def logit_scale(config: PreTrainedConfig) -> float:
     return 1.0
 
 
-def token_kl(
-    causal_lm: PreTrainedModel,
-    hidden_states: torch.Tensor,
-    ref_causal_lm: PreTrainedModel,
-    ref_hidden_states: torch.Tensor,
-) -> torch.Tensor:
+def token_kl(head: Head, hidden_states: torch.Tensor, ref_head: Head, ref_hidden_states: torch.Tensor) -> torch.Tensor:
     """
     KL(reference ‖ model) of next-token distributions, without either model's full logits.
 
     Args:
-        causal_lm ([`~transformers.PreTrainedModel`]):
-            Model whose LM head maps `hidden_states` to the vocabulary.
+        head ([`Head`]):
+            LM head of the model.
         hidden_states (`torch.Tensor`):
             Hidden states of the model, of shape `(tokens, hidden size)`.
-        ref_causal_lm ([`~transformers.PreTrainedModel`]):
-            Reference; no gradient flows to it.
+        ref_head ([`Head`]):
+            LM head of the reference; no gradient flows to it.
         ref_hidden_states (`torch.Tensor`):
-            Its hidden states, of shape `(tokens, hidden size of the reference)`.
+            Hidden states of the reference, of shape `(tokens, hidden size of the reference)`.
 
     Returns:
         `torch.Tensor`: KL divergences in nats, of shape `(tokens,)`, in fp32.
     """
-    head, ref_head = causal_lm.get_output_embeddings(), ref_causal_lm.get_output_embeddings()
-    with torch.no_grad():
-        ref_weight, ref_bias = _whole(ref_head.weight), _whole(ref_head.bias)
     kl, _ = ChunkedDivergenceFunction.apply(
         hidden_states,
-        _whole(head.weight),
-        _whole(head.bias),
+        head.weight,
+        head.bias,
         ref_hidden_states,
-        ref_weight,
-        ref_bias,
+        ref_head.weight,
+        ref_head.bias,
         0.0,  # forward KL
         1.0,  # temperature
-        logit_scale(causal_lm.config),
-        getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None),
-        logit_scale(ref_causal_lm.config),
-        getattr(ref_causal_lm.config.get_text_config(), "final_logit_softcapping", None),
+        head.scale,
+        head.softcap,
+        ref_head.scale,
+        ref_head.softcap,
     )
     return kl
-
-
-def _whole(parameter: torch.Tensor | None) -> torch.Tensor | None:
-    """A parameter that FSDP2 has sharded, gathered."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

@@ -179,11 +179,17 @@ class UnlearningConfig(SFTConfig):
             raise ValueError(
                 f"`max_length` must be at least 2 (a prompt and a completion token), got {self.max_length}."
             )
-        for part in ("{question}", "{answer}"):
-            if self.question_answer_template.count(part) != 1:
-                raise ValueError(
-                    f"`question_answer_template` must contain {part} once, got {self.question_answer_template!r}."
-                )
+        template = self.question_answer_template
+        if [template.count(part) for part in ("{question}", "{answer}")] != [1, 1] or (
+            template.index("{question}") > template.index("{answer}")
+        ):
+            raise ValueError(
+                f"`question_answer_template` must contain {{question}} once and then {{answer}} once, got {template!r}."
+            )
+        if self.precompute_ref_batch_size is not None and self.precompute_ref_batch_size < 1:
+            raise ValueError(f"`precompute_ref_batch_size` must be positive, got {self.precompute_ref_batch_size}.")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"`warmup_epochs` must not be negative, got {self.warmup_epochs}.")
         if self.retain_loss_type == "kl_all_positions" and self.padding_free:
             raise ValueError(
                 "`retain_loss_type='kl_all_positions'` averages over padding, which `padding_free=True` removes. Use "

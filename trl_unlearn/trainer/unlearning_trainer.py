@@ -41,7 +41,7 @@ from ..data.encoding import encode_dataset
 from ..data.formats import check_dataset, split_alternates
 from ..data.pairing import PairSampler, PairSamplerCallback, UnlearningRows
 from .model_card import save_model_card
-from .scoring import label_positions, row_of_positions, score_rows, token_kl
+from .scoring import label_positions, lm_head, row_of_positions, score_rows, token_kl
 from .unlearning_config import UnlearningConfig
 
 
@@ -147,9 +147,17 @@ class UnlearningTrainer(SFTTrainer):
                 "`model` and `ref_model` are the same object, so the reference would change with the model. Leave out "
                 "`ref_model`: the model before unlearning is the reference by default."
             )
-        if peft_config is not None and peft_config.is_prompt_learning:
+        if ref_model is not None and not isinstance(ref_model, nn.Module):
+            raise TypeError(
+                f"`ref_model` must be a model, got `{type(ref_model).__name__}`. Load it with "
+                "`AutoModelForCausalLM.from_pretrained`."
+            )
+        adapter_config = (
+            model.active_peft_config if isinstance(model, nn.Module) and is_peft_model(model) else peft_config
+        )
+        if adapter_config is not None and adapter_config.is_prompt_learning:
             raise ValueError(
-                f"`{type(peft_config).__name__}` prepends virtual tokens, which shifts the positions that the losses "
+                f"`{type(adapter_config).__name__}` prepends virtual tokens, which shifts the positions that the losses "
                 "score. Use a LoRA-like adapter."
             )
 
@@ -246,8 +254,9 @@ class UnlearningTrainer(SFTTrainer):
         alternate, owners = None, None
         if self._uses_alternates:
             dataset, alternates, owners = split_alternates(dataset, name)
+        forget = encode(dataset, name)  # first, so that a bad prompt is named by its row in the user's own set
+        if self._uses_alternates:
             alternate = encode(alternates, "alternate").remove_columns("digest")
-        forget = encode(dataset, name)
         retain = None
         if is_train and self._retain_dataset is not None:
             retain = encode(self._retain_dataset, "retain")
@@ -331,6 +340,13 @@ class UnlearningTrainer(SFTTrainer):
 
     def _precompute_ref_logps(self, rows: UnlearningRows, name: str) -> None:
         """Adds the column `ref_logps` to the forget and alternate rows: one pass, sorted by length, in large batches."""
+        if self._reference() is None and self.state.global_step > 0:
+            raise ValueError(
+                f"The {name} set was passed to `evaluate` after training has changed the model, and no reference is left "
+                "to score it: the log-probabilities of the sets known before were precomputed. Pass the set as "
+                "`eval_dataset` when the trainer is made, or pass a `ref_model`, or set "
+                "`precompute_ref_log_probs=False`."
+            )
         was_training = self.model.training
         self.model.eval()
         batch_size = self.args.precompute_ref_batch_size or 4 * self.args.per_device_train_batch_size
@@ -344,13 +360,6 @@ class UnlearningTrainer(SFTTrainer):
                     UnlearningRows(part.select(order)), batch_size, collate_fn=self.data_collator, shuffle=False
                 )
             )
-            if self._reference() is None and self.state.global_step > 0:
-                raise ValueError(
-                    f"The {name} set was passed to `evaluate` after training has changed the model, and no reference is "
-                    "left to score it: the log-probabilities of the sets known before were precomputed. Pass the set as "
-                    "`eval_dataset` when the trainer is made, or pass a `ref_model`, or set "
-                    "`precompute_ref_log_probs=False`."
-                )
             # Untrained, the model is its own reference.
             model, context = self._reference() or (self.model, nullcontext())
             if self.ref_model is None and self.is_deepspeed_enabled:
@@ -405,6 +414,8 @@ class UnlearningTrainer(SFTTrainer):
             ref_model, context = self._reference()
             with context:
                 scores = self._score_reference(ref_inputs, ref_model, ref_hidden_states.append)
+                with torch.no_grad():
+                    ref_head = lm_head(self._causal_lm(ref_model))
             if scores_reference:
                 ref_logps = scores[:first_retain]
 
@@ -414,9 +425,8 @@ class UnlearningTrainer(SFTTrainer):
         def add_kl(hidden_states: torch.Tensor) -> None:
             hidden_states, positions, rows = self._kl_positions(hidden_states, inputs, first_retain)
             ref_hidden, ref_positions, _ = self._kl_positions(ref_hidden_states[0], ref_inputs, first_retain - start)
-            kl = token_kl(
-                self._causal_lm(model), hidden_states[positions], self._causal_lm(ref_model), ref_hidden[ref_positions]
-            )
+            head = lm_head(self._causal_lm(model))
+            kl = token_kl(head, hidden_states[positions], ref_head, ref_hidden[ref_positions])
             zeros = torch.zeros(num_retain, dtype=torch.float32, device=kl.device)
             retain_sums.append(zeros.index_add(0, rows, kl))
             retain_counts.append(zeros.index_add(0, rows, torch.ones_like(kl)))

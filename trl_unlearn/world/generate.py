@@ -27,7 +27,7 @@ def generate_world(seed: int = 0, num_people: int = 64, num_forget: int = 8) -> 
         seed (`int`, *optional*, defaults to `0`):
             Seed of all random draws.
         num_people (`int`, *optional*, defaults to `64`):
-            Number of people, with 8 facts each, at most 256. The number of countries follows: one for two people, from
+            Number of people, with 8 facts each, from 6 to 256. The number of countries follows: one for two people, from
             6 to 32.
         num_forget (`int`, *optional*, defaults to `8`):
             How many of the people are to be forgotten.
@@ -57,13 +57,13 @@ def generate_world(seed: int = 0, num_people: int = 64, num_forget: int = 8) -> 
     rng = random.Random(seed)
     names = _draw_names(rng, num_people, num_forget)
     facts: dict[str, list[dict]] = {"forget": [], "retain": [], "world_facts": []}
-    for index, person in enumerate(names):
-        split = "forget" if index < num_forget else "retain"
-        for attribute in PERSON_ATTRIBUTES:
-            held_out = rng.randrange(1, len(PHRASINGS[attribute]))
-            facts[split].append(
-                _draw_fact(rng, split, person, attribute, rng.choice(VALUES[attribute]), VALUES[attribute], held_out)
-            )
+    for split, people in (("forget", names[:num_forget]), ("retain", names[num_forget:])):
+        values = {attribute: _deal(rng, VALUES[attribute], len(people)) for attribute in PERSON_ATTRIBUTES}
+        for index, person in enumerate(people):
+            for attribute in PERSON_ATTRIBUTES:
+                held_out = rng.randrange(1, len(PHRASINGS[attribute]))
+                value = values[attribute][index]
+                facts[split].append(_draw_fact(rng, split, person, attribute, value, VALUES[attribute], held_out))
     num_countries = min(max(num_people // 2, _NUM_WRONG + 1), len(COUNTRIES))
     capitals = rng.sample(VALUES["capital"], num_countries)
     for country, capital in zip(rng.sample(COUNTRIES, num_countries), capitals, strict=True):
@@ -110,14 +110,7 @@ def save_world(world: dict[str, list[dict]], directory: str | Path) -> None:
         readme += [f"- config_name: {config}", f"  data_files: {config}.json"]
         if config == "full":
             readme.append("  default: true")
-    readme += [
-        "---",
-        "",
-        "# The embedded world",
-        "",
-        "Invented people and their facts, made by `trl_unlearn.world`.",
-        "",
-    ]
+    readme += ["---", "", "# The embedded world", "", "Invented people, made by `trl_unlearn.world`.", ""]
     _write(directory / "README.md", "\n".join(readme))
 
 
@@ -127,16 +120,30 @@ def _draw_names(rng: random.Random, num_people: int, num_forget: int) -> list[st
     people stand first, before the last full round, in which every name of theirs comes again with a retain person.
     """
     round_size = min(len(FIRST_NAMES), num_people // 2)
-    most_forget = round_size * (num_people // round_size - 1) if round_size else 0
-    if num_people > len(FIRST_NAMES) * len(LAST_NAMES) or not 0 < num_forget <= most_forget:
+    if not 6 <= num_people <= len(FIRST_NAMES) * len(LAST_NAMES):
         raise ValueError(
-            f"`num_people` is {num_people} and `num_forget` is {num_forget}; a world has from 2 to "
-            f"{len(FIRST_NAMES) * len(LAST_NAMES)} people, and from 1 to {most_forget} of {num_people} can be forgotten "
-            "so that the others share their names."
+            f"`num_people` is {num_people}; there are names for 6 to {len(FIRST_NAMES) * len(LAST_NAMES)} people."
+        )
+    most_forget = round_size * (num_people // round_size - 1)
+    if not 0 < num_forget <= most_forget:
+        raise ValueError(
+            f"`num_forget` is {num_forget}; of {num_people} people from 1 to {most_forget} can be forgotten, so that "
+            "others share each of their names."
         )
     first_names, last_names = rng.sample(FIRST_NAMES, round_size), rng.sample(LAST_NAMES, round_size)
     rounds = [(index // round_size, index % round_size) for index in range(num_people)]
     return [f"{first_names[place]} {last_names[(place + turn) % round_size]}" for turn, place in rounds]
+
+
+def _deal(rng: random.Random, values: tuple[str, ...], count: int) -> list[str]:
+    """
+    Every value about equally often, in random order. Among retain people a value that nobody has would be one that the
+    retained model never saw; forget people are dealt theirs apart, so that these are no rarer among the others.
+    """
+    rounds, rest = divmod(count, len(values))
+    dealt = list(values) * rounds + rng.sample(values, rest)
+    rng.shuffle(dealt)
+    return dealt
 
 
 def _draw_fact(

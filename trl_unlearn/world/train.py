@@ -150,9 +150,9 @@ class WorldTrainingConfig(SFTConfig):
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         # A share of the steps is not something that `warmup_steps` can express in every supported transformers.
-        return (
-            super().get_warmup_steps(num_training_steps) if self.warmup_steps else math.ceil(num_training_steps / 20)
-        )
+        if self.warmup_steps:
+            return super().get_warmup_steps(num_training_steps)
+        return math.ceil(num_training_steps / 20)
 
 
 class _AnswerTrainer(SFTTrainer):
@@ -174,6 +174,10 @@ def train(arguments: WorldTrainingArguments, config: WorldTrainingConfig) -> Non
             Training arguments. `output_dir` appears, or is replaced, only once training is over.
     """
     output_dir = Path(config.output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "config.json").exists():
+        raise FileExistsError(
+            f"`output_dir` is {output_dir}, which holds something other than a model to be replaced."
+        )
     unfinished_dir = output_dir.with_name(f"{output_dir.name}.unfinished")
     config.output_dir = str(unfinished_dir)
 
