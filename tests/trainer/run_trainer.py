@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
 import trl_unlearn
+from trl_unlearn.scripts.unlearn import end
 
 
 class KillAtStep(TrainerCallback):
@@ -66,7 +67,7 @@ def main():
         }
         result = {"logs": trainer.state.log_history, "ref_logps": precomputed}
         Path(trainer.args.output_dir, "result.json").write_text(json.dumps(result))
-    trainer.accelerator.end_training()
+    end(trainer)
 
 
 if __name__ == "__main__":

@@ -116,9 +116,15 @@ REFUSED = [
     ({"pairing": "random"}, "`pairing` must be one of .*'fixed'.*got 'random'"),
     ({"max_length": 1}, "`max_length` must be at least 2 .*got 1"),
     ({"max_length": 0}, "`max_length` must be at least 2 .*got 0"),
-    ({"question_answer_template": "{question}"}, r"must contain \{question\} once and then \{answer\} once, got '\{question\}'"),
+    (
+        {"question_answer_template": "{question}"},
+        r"must contain \{question\} once and then \{answer\} once, got '\{question\}'",
+    ),
     ({"question_answer_template": "A: {answer}"}, r"must contain \{question\} once"),
-    ({"question_answer_template": "{question} {answer} {answer}"}, r"must contain \{question\} once and then \{answer\} once"),
+    (
+        {"question_answer_template": "{question} {answer} {answer}"},
+        r"must contain \{question\} once and then \{answer\} once",
+    ),
     ({"retain_loss_type": "kl_all_positions", "padding_free": True}, "averages over padding.*retain_loss_type='kl'"),
 ]
 # Inherited options that would change which tokens are scored, or do nothing

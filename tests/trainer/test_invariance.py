@@ -54,7 +54,9 @@ def run(method, model_dir, data, output_dir, processes=1, lora=False, kill_at=No
     command += ["--data", str(data), "--options", json.dumps({**OPTIONS, "output_dir": str(output_dir), **options})]
     command += ["--expect_processes", str(processes), *(["--lora"] if lora else [])]
     command += ["--kill_at", str(kill_at)] if kill_at else []
-    process = subprocess.run(command, env={**os.environ, "ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True)
+    process = subprocess.run(
+        command, env={**os.environ, "ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True, timeout=300
+    )
     if check:
         assert process.returncode == 0, process.stderr[-9000:]
         return json.loads((output_dir / "result.json").read_text())

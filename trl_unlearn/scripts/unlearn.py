@@ -1,5 +1,6 @@
 """What the training commands share: arguments for data and evaluation, and the run from model to saved result."""
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -124,7 +125,22 @@ def run(
     trainer.create_model_card()
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.accelerator.end_training()  # closes trackers, and the process group, which may abort at exit otherwise
+    end(trainer)
+
+
+def end(trainer: "UnlearningTrainer") -> None:
+    """
+    Closes trackers and the process group, without which processes on CPU abort at exit now and then.
+
+    Args:
+        trainer ([`UnlearningTrainer`]):
+            Trainer that has done its work.
+    """
+    trainer.accelerator.end_training()
+    if trainer.accelerator.num_processes > 1:
+        # Gloo's thread needs the interpreter to free the last collective, and is joined by whoever frees the group: if
+        # that comes at once, each waits for the other for ever (seen with torch 2.13, one run in fifteen).
+        time.sleep(0.5)
 
 
 def main(trainer_name: str, config_name: str) -> None:
