@@ -85,7 +85,7 @@ def run(
         **(training_args.model_init_kwargs or {}),
     }
     forget = load_dataset(script_args.dataset_name, script_args.forget_config, split=script_args.forget_split)
-    if script_args.alternates_column is not None:
+    if script_args.alternates_column not in (None, "alternates"):
         forget = forget.rename_column(script_args.alternates_column, "alternates")
     retain = None
     if training_args.retain_weight > 0:

@@ -89,7 +89,11 @@ def generate_world(seed: int = 0, num_people: int = 64, num_forget: int = 8) -> 
     }
 
 
-def save_world(world: dict[str, list[dict]], directory: str | Path) -> None:
+def save_world(
+    world: dict[str, list[dict]],
+    directory: str | Path,
+    title: str = "The embedded world: invented people, made by trl_unlearn.world",
+) -> None:
     """
     Writes a world as `datasets.load_dataset(directory, "forget", split="train")` reads it, laid out like
     `locuslab/TOFU`.
@@ -101,16 +105,18 @@ def save_world(world: dict[str, list[dict]], directory: str | Path) -> None:
             What [`generate_world`] returned.
         directory (`str` or `Path`):
             Folder to write to; it is made if need be.
+        title (`str`, *optional*):
+            Title of the data set.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    readme = ["---", "pretty_name: The embedded world", "configs:"]
+    readme = ["---", "configs:"]
     for config, rows in world.items():
         _write(directory / f"{config}.json", "".join(json.dumps(row) + "\n" for row in rows))
         readme += [f"- config_name: {config}", f"  data_files: {config}.json"]
         if config == "full":
             readme.append("  default: true")
-    readme += ["---", "", "# The embedded world", "", "Invented people, made by `trl_unlearn.world`.", ""]
+    readme += ["---", "", f"# {title}", ""]
     _write(directory / "README.md", "\n".join(readme))
 
 
