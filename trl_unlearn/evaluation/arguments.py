@@ -81,21 +81,19 @@ def evaluate_as_asked(
     Returns:
         `dict`: What [`evaluate_unlearning`] returns, and `forget_quality` if there are `retain_logs`.
     """
-    from datasets import load_dataset
-
+    from ..data.loading import load_rows
     from ..metrics import forget_quality
     from ..world import grammar
     from .evaluate import evaluate_unlearning
 
-    def load(config: str):
-        return load_dataset(dataset_name, config, split="train")
-
     result = evaluate_unlearning(
         model,
         processing_class,
-        forget=load(arguments.eval_forget_config),
-        retain=load(arguments.eval_retain_config),
-        utility_sets={name.removesuffix("_perturbed"): load(name) for name in arguments.eval_utility_configs},
+        forget=load_rows(dataset_name, arguments.eval_forget_config),
+        retain=load_rows(dataset_name, arguments.eval_retain_config),
+        utility_sets={
+            name.removesuffix("_perturbed"): load_rows(dataset_name, name) for name in arguments.eval_utility_configs
+        },
         truth_ratio_question=arguments.truth_ratio_question,
         max_new_tokens=arguments.eval_max_new_tokens,
         grammar=grammar if arguments.eval_grammar else None,

@@ -75,8 +75,9 @@ def run(
         model_args ([`~trl.ModelConfig`]):
             Model, quantization and adapter.
     """
-    from datasets import load_dataset
     from trl import get_peft_config, get_quantization_config
+
+    from ..data.loading import load_rows
 
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -84,15 +85,15 @@ def run(
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
-    forget = load_dataset(script_args.dataset_name, script_args.forget_config, split=script_args.forget_split)
+    forget = load_rows(script_args.dataset_name, script_args.forget_config, script_args.forget_split)
     if script_args.alternates_column not in (None, "alternates"):
         forget = forget.rename_column(script_args.alternates_column, "alternates")
     retain = None
     if training_args.retain_weight > 0:
-        retain = load_dataset(
+        retain = load_rows(
             script_args.retain_dataset_name or script_args.dataset_name,
             script_args.retain_config,
-            split=script_args.retain_split,
+            script_args.retain_split,
         )
 
     eval_dataset = None
@@ -100,7 +101,7 @@ def run(
         # `Trainer` wants a set of its own to evaluate: the retain questions, or else the forget set
         if script_args.eval_forget_config is not None:
             config = script_args.eval_retain_config
-            eval_dataset = {"retain": load_dataset(script_args.dataset_name, config, split="train")}
+            eval_dataset = {"retain": load_rows(script_args.dataset_name, config)}
         else:
             eval_dataset = {"forget": forget}
 

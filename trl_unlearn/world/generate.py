@@ -5,6 +5,7 @@ Each fact is trained in three of four phrasings and asked in the one held out. W
 memorises the sentence and not the fact: ROUGE is perfect, and the truth ratio of the paraphrase is that of a coin.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -112,8 +113,12 @@ def save_world(
     directory.mkdir(parents=True, exist_ok=True)
     readme = ["---", "configs:"]
     for config, rows in world.items():
-        _write(directory / f"{config}.json", "".join(json.dumps(row) + "\n" for row in rows))
-        readme += [f"- config_name: {config}", f"  data_files: {config}.json"]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        _write(directory / f"{config}.json", text)
+        # datasets caches a local folder by its name and this metadata alone (seen with datasets 5.2): without the hash,
+        # another world in a folder of the same name would be read as the first.
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        readme += [f"- config_name: {config}", f"  data_files: {config}.json", f"  description: sha256 {digest}"]
         if config == "full":
             readme.append("  default: true")
     readme += ["---", "", f"# {title}", ""]

@@ -21,9 +21,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer, TrlParser
 
+from ..data.loading import load_rows
 from ..evaluation.arguments import EvaluationArguments, evaluate_as_asked, write_json
 from ..evaluation.callback import EVALUATION_DIR
 from ..trainer.scoring import score_rows
@@ -181,8 +181,8 @@ def train(arguments: WorldTrainingArguments, config: WorldTrainingConfig) -> Non
     unfinished_dir = output_dir.with_name(f"{output_dir.name}.unfinished")
     config.output_dir = str(unfinished_dir)
 
-    dataset = load_dataset(arguments.dataset_name, arguments.dataset_config, split="train")
-    tokenizer_rows = load_dataset(arguments.dataset_name, arguments.tokenizer_config, split="train")
+    dataset = load_rows(arguments.dataset_name, arguments.dataset_config)
+    tokenizer_rows = load_rows(arguments.dataset_name, arguments.tokenizer_config)
     tokenizer = train_tokenizer([*tokenizer_rows["question"], *tokenizer_rows["answer"]], arguments.vocab_size)
     model = build_model(
         tokenizer,
