@@ -15,13 +15,15 @@ from trl_unlearn.scripts.quickstart import METHODS, Job, results_table, run_jobs
 def test_jobs_run_side_by_side_and_their_output_is_kept(tmp_path):
     script = (
         "import sys, time\nfrom tqdm import tqdm\n"
-        "for _ in tqdm(range(5), desc='Tokenizing the forget set'): pass\n"
+        "for _ in tqdm(range(500), desc='Tokenizing the forget set'): pass\n"
         "for _ in tqdm(range(20)): time.sleep(0.01)\nprint('the end of', sys.argv[1])"
     )
     jobs = [Job(name, [sys.executable, "-c", script, name], tmp_path / "logs" / f"{name}.log") for name in ("a", "b")]
     console = Console(record=True, width=100, force_terminal=True)
     run_jobs(jobs, console)
-    assert re.search(r"a +.*20/20", console.export_text())
+    text = console.export_text()
+    for job in jobs:
+        assert re.search(rf"{job.title} +.*20/20", text)
     for job in jobs:
         assert f"the end of {job.title}" in job.log.read_text()
 
@@ -46,6 +48,7 @@ def test_the_table_fits_a_terminal_of_80_columns():
     console = Console(record=True, width=80)
     console.print(results_table(rows, "caption"))
     text = console.export_text()
+    assert "…" not in text
     for name in rows:
         assert re.search(rf"^ *{name} +-121\.5 +0\.50( +0\.50){{6}}", text, re.MULTILINE), text
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -41,7 +40,7 @@ METHODS = {
 }
 EVALUATION = Path("_evaluation/evaluation.json")
 # tqdm's main bar: nothing before the percentage
-TRAINING_BAR = re.compile(rb"(?:^|[\r\n])\s*\d+%\|[^|]*\| (\d+)/(\d+) \[")
+TRAINING_BAR = re.compile(rb"[\r\n]\s*\d+%\|[^|]*\| (\d+)/(\d+) \[")
 
 
 @dataclass
@@ -92,14 +91,15 @@ def _run_job(job: Job, progress: Progress, bar, environment: dict[str, str]) -> 
         job.log.open("wb") as log,
         subprocess.Popen(job.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process,
     ):
-        total, tail = 0, b""
+        total, tail = 0, b"\n"
         while chunk := process.stdout.read1(65536):
             log.write(chunk)
-            tail = (tail + chunk)[-4096:]
+            tail += chunk
             for done, steps in TRAINING_BAR.findall(tail):
                 if int(steps) >= total:  # evaluations draw shorter bars
                     total = int(steps)
                     progress.update(bar, completed=int(done), total=total)
+            tail = tail[max(tail.rfind(b"\r"), tail.rfind(b"\n")) :]  # a bar may be cut between two chunks
     if process.returncode == 0:
         progress.update(bar, completed=total or 1, total=total or 1)
     return process.returncode
@@ -166,20 +166,19 @@ def results_table(rows: dict[str, dict], caption: str) -> Table:
         caption=caption,
         caption_justify="left",
         header_style="bold",
-        box=box.SIMPLE_HEAD,
+        box=None,
         collapse_padding=True,
-        pad_edge=False,
     )
     table.add_column("Model", no_wrap=True)
     for header in (
         "Forget\nquality\nlog10 p ↑",
-        "D\n↓",
+        "D\n\n↓",
         "Model\nutility\n↑",
         "Forget\nROUGE-L\n→",
         "Forget\nprob.\n→",
         "Truth\nratio\n→",
         "Well-\nformed\n↑",
-        "Leaked\n↓",
+        "Leaked\n\n→",
     ):
         table.add_column(header, justify="right", no_wrap=True)
     for name, result in rows.items():
@@ -200,7 +199,6 @@ def results_table(rows: dict[str, dict], caption: str) -> Table:
                 )
             ),
             style="dim" if name in ("Original", "Retained") else None,
-            end_section=name == "Retained",
         )
     return table
 
@@ -326,7 +324,9 @@ def main() -> None:
         show_answers(directory, rows, target)
     write_readme(output_dir, tables.strip("\n"), recorder.export_text().strip("\n"))
     minutes, seconds = divmod(round(time.time() - start), 60)
-    console.print(f"\nDone in {minutes} min {seconds:02d} s. Table, pictures and answers: {output_dir / 'README.md'}")
+    console.print(
+        f"\nDone in {minutes} min {seconds:02d} s. Table and answers: {output_dir / 'README.md'}. Pictures: {figures}"
+    )
 
 
 if __name__ == "__main__":
