@@ -39,10 +39,11 @@ def plot_utility_against_forget_quality(
     axes.plot(quality[0], utility[0], color=ORIGINAL, marker="o", fillstyle="none", markersize=11, linestyle="none",
               label="original model")  # fmt: skip
     axes.plot(0, retained_utility, color=RETAINED, marker="*", markersize=15, linestyle="none", label="retained model")
+    axes.set_xscale("symlog", linthresh=2)  # what matters happens near 0
+    axes.set_xticks([tick for tick in (-200, -100, -50, -20, -10, -5, -2, -1, 0) if tick >= 1.2 * min(quality[0], -1)])
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(np.log10(0.05), color=RETAINED, linewidth=0.8, linestyle=":")
-    axes.annotate(
-        "p = 0.05", (np.log10(0.05), 0.4), xycoords=("data", "axes fraction"), ha="right", rotation=90, fontsize=8
-    )
+    axes.annotate("p = 0.05 ", (np.log10(0.05), 0.03), xycoords=("data", "axes fraction"), ha="right", fontsize=8)
     axes.set(xlabel="forget quality, log10 p (0 is best)", ylabel="model utility", ylim=(-0.03, None))
     axes.set_title("What is kept against what is forgotten, step by step")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
