@@ -131,6 +131,11 @@ REFUSED = [
 UNSUPPORTED = [
     {"packing": True},
     {"eval_packing": True},
+    {"dataset_text_field": "body"},
+    # the name of the option in transformers 5, and before
+    {"train_sampling_strategy": "group_by_length"}
+    if hasattr(NPOConfig, "train_sampling_strategy")
+    else {"group_by_length": True},
     {"shuffle_dataset": True},
     {"completion_only_loss": True},
     {"completion_only_loss": False},

@@ -87,7 +87,8 @@ def test_no_retain_set_is_needed_without_weight(method, make, model):
     trainer = make(method, model, {"retain_weight": 0.0}, retain_dataset=None)
     trainer.train()
     logs = trainer.state.log_history[0]
-    assert logs["loss"] == pytest.approx(trainer.args.forget_weight * logs["forget_loss"], rel=1e-5)
+    # transformers 4 rounds the loss it logs to four digits
+    assert logs["loss"] == pytest.approx(trainer.args.forget_weight * logs["forget_loss"], rel=1e-5, abs=5e-5)
     assert not any("retain" in name for name in logs)
 
 

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from trl_unlearn import AltPOConfig, AltPOTrainer, NPOConfig, NPOTrainer, SimNPOConfig, SimNPOTrainer
+from trl_unlearn.trainer.scoring import score_rows
 
 
 TRAINERS = {
@@ -187,6 +188,38 @@ def test_how_often_a_step_runs_the_model(
     assert trainer.ref_model is None
     trainer.train()
     assert counter.per_step == [forwards] * 2
+
+
+def test_only_label_positions_reach_the_lm_head(model, tokenizer, forget_rows, retain_rows, tmp_path):
+    trainer = make_trainer("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path)
+    batch = trainer.data_collator([trainer.train_dataset[(i, i)] for i in range(4)])
+    logps, lengths, output = score_rows(trainer.model, trainer.model, batch)
+    num_labels = (batch["labels"] != -100).sum()
+    assert output.log_probs.numel() == num_labels == lengths.sum()
+    assert num_labels < batch["labels"].numel() / 2
+    assert logps.shape == lengths.shape == (8,)
+
+
+def test_data_workers_bf16_and_dropping_the_last_batch(
+    model, tokenizer, forget_rows, retain_rows, tmp_path, monkeypatch
+):
+    """Options of TrainingArguments that could come between the pairs and the model."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # transformers 4 leaves bf16 there for all later trainers
+    losses = []
+    for options in (
+        {},
+        {"dataloader_num_workers": 2},
+        {"dataloader_drop_last": True},
+        {"bf16": True, "use_cpu": True},
+    ):
+        trainer = make_trainer(
+            "npo", model, tokenizer, forget_rows, retain_rows, tmp_path, learning_rate=0.0, max_steps=1, **options
+        )
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1] == losses[0] == losses[2]
+    assert losses[3] == pytest.approx(losses[0], rel=2e-2)
+    assert losses[3] != losses[0]
 
 
 def test_simnpo_never_loads_a_reference(model_dir, tokenizer, forget_rows, retain_rows, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .._trl import ChunkedDivergenceFunction
 
@@ -119,7 +119,7 @@ def lm_head(causal_lm: PreTrainedModel) -> Head:
     return Head(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
 
 
-def _logit_scale(config: PreTrainedConfig) -> float:
+def _logit_scale(config: PretrainedConfig) -> float:
     """The factor between LM head and softmax, which each architecture calls by another name."""
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
         if getattr(config, name, None) is not None:

@@ -197,20 +197,23 @@ class UnlearningConfig(SFTConfig):
             )
         # Inherited options that would change which tokens are scored, or be silently without effect.
         for name, supported in {
-            "packing": False,
-            "eval_packing": None,
-            "shuffle_dataset": False,
-            "completion_only_loss": None,
-            "assistant_only_loss": False,
-            "loss_type": "nll",
-            "truncation_mode": "keep_start",
-            "label_smoothing_factor": 0.0,
-            "dataset_kwargs": None,
+            "packing": (False,),
+            "eval_packing": (None, False),
+            "shuffle_dataset": (False,),
+            "completion_only_loss": (None,),
+            "assistant_only_loss": (False,),
+            "dataset_text_field": ("text",),
+            "dataset_kwargs": (None,),
+            "loss_type": ("nll",),
+            "truncation_mode": ("keep_start",),
+            "label_smoothing_factor": (0.0,),
+            "train_sampling_strategy": ("random",),  # in transformers 5; `group_by_length` before
+            "group_by_length": (False,),
         }.items():
-            if getattr(self, name) != supported and not (name == "eval_packing" and self.eval_packing is False):
+            if getattr(self, name, supported[0]) not in supported:
                 raise ValueError(
-                    f"`{name}={getattr(self, name)!r}` is not supported for unlearning: the losses need whole sequences "
-                    f"and score completions only. Leave it at {supported!r}."
+                    f"`{name}={getattr(self, name)!r}` is not supported for unlearning: completions of whole sequences are "
+                    f"scored, in an order that pairs forget and retain rows. Leave it at {supported[0]!r}."
                 )
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
