@@ -114,6 +114,8 @@ REFUSED = [
     ({"retain_loss_type": "mse"}, "`retain_loss_type` must be one of .*'kl_all_positions'.*got 'mse'"),
     ({"retain_normalization": "batch"}, "`retain_normalization` must be one of .*'optimizer_batch'.*got 'batch'"),
     ({"pairing": "random"}, "`pairing` must be one of .*'fixed'.*got 'random'"),
+    ({"precompute_ref_batch_size": 0}, "`precompute_ref_batch_size` must be positive, got 0"),
+    ({"warmup_epochs": -1.0}, "`warmup_epochs` must not be negative, got -1.0"),
     ({"max_length": 1}, "`max_length` must be at least 2 .*got 1"),
     ({"max_length": 0}, "`max_length` must be at least 2 .*got 0"),
     (

@@ -8,7 +8,16 @@ from datasets import Dataset
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from transformers import AutoModelForCausalLM
 
-from trl_unlearn import AltPOConfig, AltPOTrainer, NPOConfig, NPOTrainer, SimNPOConfig, SimNPOTrainer
+from trl_unlearn import (
+    AltPOConfig,
+    AltPOTrainer,
+    NPOConfig,
+    NPOTrainer,
+    SimNPOConfig,
+    SimNPOTrainer,
+    UnlearningConfig,
+    UnlearningTrainer,
+)
 
 
 TRAINERS = {
@@ -358,3 +367,89 @@ def test_messages_prompt_completion_and_text_rows_train_alike(model, tokenizer, 
             logps = log_softmax(model(ids[None]).logits[0, :-1].float(), -1).gather(-1, ids[1:, None])
             expected.append(-2 / 0.3 * logsigmoid(-0.3 * logps.mean()))
     assert losses["text"] == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+
+
+def architecture(name, vocab_size):
+    """Small models of the families that put a factor or a bound between LM head and softmax, and one that does not."""
+    import transformers
+
+    sizes = {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": None, "initializer_range": 0.2}
+    options = {
+        "Llama": {},
+        "Gemma2": {"final_logit_softcapping": 2.0, "head_dim": 16, "attn_implementation": "eager"},
+        "Granite": {"logits_scaling": 3.0},
+        "Cohere": {"logit_scale": 0.3},
+    }[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**sizes, **options)
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "Granite", "Cohere"])
+@pytest.mark.parametrize("retain_loss_type", ["nll", "kl"])
+def test_losses_of_other_architectures(name, retain_loss_type, tokenizer, forget_rows, retain_rows, tmp_path):
+    model, reference = architecture(name, len(tokenizer)), architecture(name, len(tokenizer))
+    generator = torch.Generator().manual_seed(5)
+    for parameter in reference.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    forget, retain = forget_rows.select(range(3)), retain_rows.select(range(3))
+    trainer = make_trainer(
+        "npo",
+        model,
+        tokenizer,
+        forget,
+        retain,
+        tmp_path,
+        reference,
+        retain_loss_type=retain_loss_type,
+        learning_rate=0.0,
+    )
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    with torch.no_grad():
+        expected = independent_losses(
+            "npo", model.eval(), reference.eval(), tokenizer, forget, retain, 0.3, retain_loss_type
+        )
+    assert [logs["forget_loss"], logs["retain_loss"]] == pytest.approx([loss.item() for loss in expected], rel=1e-5)
+    assert expected[1] > 1e-3
+
+
+@pytest.mark.parametrize("retain_loss_type", ["nll", "kl"])
+def test_optimizer_batch_normalization_is_exact(
+    retain_loss_type, model_dir, other_model, tokenizer, forget_rows, retain_rows, tmp_path
+):
+    """One step over the same eight pairs, at once and one by one, moves the weights alike."""
+    weights = []
+    for rows, steps in ((8, 1), (1, 8)):
+        trainer = make_trainer(
+            "npo",
+            AutoModelForCausalLM.from_pretrained(model_dir),
+            tokenizer,
+            forget_rows.select(range(8)),
+            retain_rows,
+            tmp_path,
+            other_model,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=steps,
+            retain_loss_type=retain_loss_type,
+            retain_normalization="optimizer_batch",
+            optim="sgd",
+            warmup_epochs=0.0,
+            learning_rate=0.1,
+        )
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_method_must_say_its_forget_loss(model, tokenizer, forget_rows, tmp_path):
+    trainer = UnlearningTrainer(
+        model,
+        args=UnlearningConfig(str(tmp_path), retain_weight=0.0, disable_dropout=False, report_to="none"),
+        train_dataset=forget_rows,
+        processing_class=tokenizer,
+    )
+    with pytest.raises(NotImplementedError, match="UnlearningTrainer.*forget_loss"):
+        trainer.train()
