@@ -12,6 +12,7 @@ from trl.trainer.utils import (
     create_model_from_path,
     disable_dropout_in_model,
     get_config_model_id,
+    global_then_local_main_first,
     use_adapter,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "disable_dropout_in_model",
     "disable_gradient_checkpointing",
     "get_config_model_id",
+    "global_then_local_main_first",
     "prepare_deepspeed",
     "prepare_fsdp",
     "use_adapter",

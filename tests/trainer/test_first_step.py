@@ -5,51 +5,24 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from factory import make_trainer
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from transformers import AutoModelForCausalLM
 
-from trl_unlearn import (
-    AltPOConfig,
-    AltPOTrainer,
-    NPOConfig,
-    NPOTrainer,
-    SimNPOConfig,
-    SimNPOTrainer,
-    UnlearningConfig,
-    UnlearningTrainer,
-)
+from trl_unlearn import UnlearningConfig, UnlearningTrainer
 
 
-TRAINERS = {
-    "npo": (NPOTrainer, NPOConfig),
-    "simnpo": (SimNPOTrainer, SimNPOConfig),
-    "altpo": (AltPOTrainer, AltPOConfig),
-}
-
-
-def make_trainer(
+def make_first_step(
     method, model, tokenizer, forget, retain, tmp_path, ref_model=None, peft_config=None, collator=None, **options
 ):
     """A trainer whose first step sees all forget and all retain rows, so that their pairing does not matter."""
-    trainer_class, config_class = TRAINERS[method]
     batch_size = len(forget) * (len(forget["alternates"][0]) if method == "altpo" else 1)
-    options = {
-        "beta": 0.3,
-        "per_device_train_batch_size": batch_size,
-        "gradient_accumulation_steps": 1,
-        "max_steps": 1,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "learning_rate": 1e-3,
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        **options,
-    }
-    return trainer_class(
+    return make_trainer(
+        method,
         model,
-        ref_model,
-        args=config_class(str(tmp_path), **options),
+        tmp_path,
+        {"per_device_train_batch_size": batch_size, "max_steps": 1, **options},
+        ref_model=ref_model,
         data_collator=collator,
         train_dataset=forget,
         retain_dataset=retain.select(range(batch_size)),
@@ -150,7 +123,7 @@ def test_first_logged_losses(
     if not chat:
         tokenizer.chat_template = None
     forget, retain = forget_rows.select(range(3)), retain_rows.select(range(15))
-    trainer = make_trainer(
+    trainer = make_first_step(
         method,
         model,
         tokenizer,
@@ -204,7 +177,7 @@ def test_gradients_and_losses_after_a_step(
             if "lora_" in name:
                 parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
             other.data.copy_(parameter.data)
-    trainer = make_trainer(
+    trainer = make_first_step(
         method,
         model,
         tokenizer,
@@ -261,7 +234,7 @@ def test_gradients_and_losses_after_a_step(
 def test_training_starts_at_two_over_beta_log_two(
     method, adapter, precompute, model, tokenizer, lora_config, forget_rows, retain_rows, tmp_path
 ):
-    trainer = make_trainer(
+    trainer = make_first_step(
         method,
         model,
         tokenizer,
@@ -280,7 +253,7 @@ def test_training_starts_at_two_over_beta_log_two(
 
 def test_kl_all_positions_is_the_authors_average(model, other_model, tokenizer, forget_rows, retain_rows, tmp_path):
     forget = forget_rows.select(range(4))
-    trainer = make_trainer(
+    trainer = make_first_step(
         "npo",
         model,
         tokenizer,
@@ -303,7 +276,7 @@ def test_kl_all_positions_is_the_authors_average(model, other_model, tokenizer, 
 
 def test_gradient_ascent_and_graddiff_average_over_tokens(model, tokenizer, forget_rows, retain_rows, tmp_path):
     forget = forget_rows.select(range(4))
-    trainer = make_trainer(
+    trainer = make_first_step(
         "npo", model, tokenizer, forget, retain_rows, tmp_path, forget_loss_type="grad_ascent", learning_rate=0.0
     )
     trainer.train()
@@ -356,7 +329,7 @@ def test_messages_prompt_completion_and_text_rows_train_alike(model, tokenizer, 
     }
     losses = {}
     for name, forget in formats.items():
-        trainer = make_trainer("simnpo", model, tokenizer, forget, retain_rows, tmp_path, learning_rate=0.0)
+        trainer = make_first_step("simnpo", model, tokenizer, forget, retain_rows, tmp_path, learning_rate=0.0)
         trainer.train()
         losses[name] = trainer.state.log_history[0]["forget_loss"]
     assert losses["question_answer"] == losses["prompt_completion"] == losses["messages"]
@@ -394,7 +367,7 @@ def test_losses_of_other_architectures(name, retain_loss_type, tokenizer, forget
     for parameter in reference.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     forget, retain = forget_rows.select(range(3)), retain_rows.select(range(3))
-    trainer = make_trainer(
+    trainer = make_first_step(
         "npo",
         model,
         tokenizer,
@@ -422,7 +395,7 @@ def test_optimizer_batch_normalization_is_exact(
     """One step over the same eight pairs, at once and one by one, moves the weights alike."""
     weights = []
     for rows, steps in ((8, 1), (1, 8)):
-        trainer = make_trainer(
+        trainer = make_first_step(
             "npo",
             AutoModelForCausalLM.from_pretrained(model_dir),
             tokenizer,

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset
+from factory import TRAINERS, make_trainer
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -13,26 +14,18 @@ from trl import SFTConfig
 
 from trl_unlearn import (
     AltPOConfig,
-    AltPOTrainer,
     NPOConfig,
-    NPOTrainer,
     SimNPOConfig,
-    SimNPOTrainer,
     UnlearningConfig,
     UnlearningTrainer,
 )
 
 
-METHODS = {
-    "npo": (NPOTrainer, NPOConfig),
-    "simnpo": (SimNPOTrainer, SimNPOConfig),
-    "altpo": (AltPOTrainer, AltPOConfig),
-}
 # Loading it would fail: what is refused with this model is refused before a model is loaded
 NO_MODEL = "nobody/no-such-model"
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=TRAINERS)
 def method(request):
     return request.param
 
@@ -41,29 +34,12 @@ def method(request):
 def make(forget_rows, retain_rows, tokenizer, tmp_path):
     """Makes a trainer of a method on four forget rows, with whatever is given instead."""
 
-    def make_trainer(method, model, config=None, **arguments):
-        trainer_class, config_class = METHODS[method]
-        options = {
-            "max_steps": 1,
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "learning_rate": 1e-2,
-            "warmup_epochs": 0.0,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
-        arguments = {
-            "args": config_class(str(tmp_path), **options | (config or {})),
-            "train_dataset": forget_rows.select(range(4)),
-            "retain_dataset": retain_rows,
-            "processing_class": tokenizer,
-            **arguments,
-        }
-        return trainer_class(model, **arguments)
+    def make(method, model, config=None, **arguments):
+        options = {"max_steps": 1, "learning_rate": 1e-2, "warmup_epochs": 0.0, **(config or {})}
+        rows = {"train_dataset": forget_rows.select(range(4)), "retain_dataset": retain_rows}
+        return make_trainer(method, model, tmp_path, options, **{**rows, "processing_class": tokenizer, **arguments})
 
-    return make_trainer
+    return make
 
 
 def warnings_of(caplog, part):
@@ -194,7 +170,7 @@ def test_the_warning_reaches_people_who_set_up_no_logging(make, model, forget_ro
 
 
 def test_options_of_another_method_are_refused(method, make, tmp_path):
-    trainer_class, config_class = METHODS[method]
+    trainer_class, config_class = TRAINERS[method]
     others = {SFTConfig, UnlearningConfig, NPOConfig, SimNPOConfig, AltPOConfig} - {config_class}
     for other in [*others, TrainingArguments]:
         problem = f"must be a `{config_class.__name__}` for `{trainer_class.__name__}`, got `{other.__name__}`"
@@ -205,7 +181,7 @@ def test_options_of_another_method_are_refused(method, make, tmp_path):
 def test_without_options_the_defaults_are_the_methods(method, make, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the output directory is named after model and method
     trainer = make(method, model, args=None)
-    assert type(trainer.args) is METHODS[method][1]
+    assert type(trainer.args) is TRAINERS[method][1]
     assert trainer.args.output_dir.endswith(f"-{trainer._name}")
 
 

@@ -5,33 +5,15 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from factory import make_trainer
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from trl_unlearn import AltPOConfig, AltPOTrainer, NPOConfig, NPOTrainer, SimNPOConfig, SimNPOTrainer
+from trl_unlearn import NPOConfig, NPOTrainer
 from trl_unlearn.trainer.scoring import score_rows
 
 
-TRAINERS = {
-    "npo": (NPOTrainer, NPOConfig),
-    "simnpo": (SimNPOTrainer, SimNPOConfig),
-    "altpo": (AltPOTrainer, AltPOConfig),
-}
-OPTIONS = {
-    "beta": 0.3,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 1,
-    "max_steps": 2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "learning_rate": 1e-3,
-    "disable_tqdm": True,
-    "gradient_checkpointing": False,
-}
-
-
-def make_trainer(
+def make(
     method,
     model,
     tokenizer,
@@ -43,10 +25,11 @@ def make_trainer(
     eval_dataset=None,
     **options,
 ):
-    trainer_class, config_class = TRAINERS[method]
-    return trainer_class(
+    return make_trainer(
+        method,
         model,
-        args=config_class(str(output_dir), **{**OPTIONS, **options}),
+        output_dir,
+        options,
         train_dataset=forget,
         retain_dataset=retain,
         eval_dataset=eval_dataset,
@@ -58,7 +41,7 @@ def make_trainer(
 
 @pytest.mark.parametrize("method", ["npo", "simnpo", "altpo"])
 def test_logged_metrics(method, model, tokenizer, forget_rows, retain_rows, tmp_path):
-    trainer = make_trainer(method, model, tokenizer, forget_rows, retain_rows, tmp_path)
+    trainer = make(method, model, tokenizer, forget_rows, retain_rows, tmp_path)
     trainer.train()
     logs = trainer.state.log_history[1]
     expected = {"loss", "forget_loss", "retain_loss", "logps/forget", "logps/retain", "forget_weights", "num_tokens"}
@@ -77,10 +60,10 @@ def test_logged_metrics(method, model, tokenizer, forget_rows, retain_rows, tmp_
 
 def test_logs_average_over_the_steps_between_them(model, model_dir, tokenizer, forget_rows, retain_rows, tmp_path):
     options = {"learning_rate": 0.0, "num_train_epochs": 1, "max_steps": -1}
-    each = make_trainer("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path, **options)
+    each = make("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path, **options)
     each.train()
     model = AutoModelForCausalLM.from_pretrained(model_dir)
-    whole = make_trainer("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path, logging_steps=3, **options)
+    whole = make("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path, logging_steps=3, **options)
     whole.train()
     single = [entry["forget_loss"] for entry in each.state.log_history if "forget_loss" in entry]
     assert len(single) == 3
@@ -92,7 +75,7 @@ def test_logs_average_over_the_steps_between_them(model, model_dir, tokenizer, f
 def test_evaluate_reports_forget_and_retain_apart(method, model, tokenizer, forget_rows, retain_rows, tmp_path):
     """On sets of uneven size, the exact loss of each whole set and not an average over batches."""
     forget, retain = forget_rows.select(range(5)), retain_rows.select(range(7))
-    trainer = make_trainer(
+    trainer = make(
         method,
         model,
         tokenizer,
@@ -119,7 +102,7 @@ def test_evaluate_reports_forget_and_retain_apart(method, model, tokenizer, forg
 
 
 def test_evaluation_during_training_and_the_best_checkpoint(model, tokenizer, forget_rows, retain_rows, tmp_path):
-    trainer = make_trainer(
+    trainer = make(
         "npo",
         model,
         tokenizer,
@@ -174,7 +157,7 @@ def test_how_often_a_step_runs_the_model(
 ):
     """With an adapter the reference is the model itself, so that each of its forwards is counted."""
     counter = CountForwards()
-    trainer = make_trainer(
+    trainer = make(
         method,
         model,
         tokenizer,
@@ -191,7 +174,7 @@ def test_how_often_a_step_runs_the_model(
 
 
 def test_only_label_positions_reach_the_lm_head(model, tokenizer, forget_rows, retain_rows, tmp_path):
-    trainer = make_trainer("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path)
+    trainer = make("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path)
     batch = trainer.data_collator([trainer.train_dataset[(i, i)] for i in range(4)])
     logps, lengths, output = score_rows(trainer.model, trainer.model, batch)
     num_labels = (batch["labels"] != -100).sum()
@@ -212,7 +195,7 @@ def test_data_workers_bf16_and_dropping_the_last_batch(
         {"dataloader_drop_last": True},
         {"bf16": True, "use_cpu": True},
     ):
-        trainer = make_trainer(
+        trainer = make(
             "npo", model, tokenizer, forget_rows, retain_rows, tmp_path, learning_rate=0.0, max_steps=1, **options
         )
         trainer.train()
@@ -228,7 +211,7 @@ def test_simnpo_never_loads_a_reference(model_dir, tokenizer, forget_rows, retai
 
     gc.collect()
     before = {id(module) for module in gc.get_objects() if isinstance(module, torch.nn.Embedding)}
-    trainer = make_trainer("simnpo", model_dir, tokenizer, forget_rows, retain_rows, tmp_path)
+    trainer = make("simnpo", model_dir, tokenizer, forget_rows, retain_rows, tmp_path)
     trainer.train()
     embeddings = [
         module for module in gc.get_objects() if isinstance(module, torch.nn.Embedding) and id(module) not in before
@@ -243,7 +226,7 @@ def test_a_given_adapter_is_trained_against_its_frozen_copy_which_is_not_saved(
     from peft import PeftModel, get_peft_model
 
     peft_model = get_peft_model(model, lora_config)
-    trainer = make_trainer(
+    trainer = make(
         "npo", peft_model, tokenizer, forget_rows, retain_rows, tmp_path, precompute_ref_log_probs=False,
         save_strategy="steps", save_steps=1, save_total_limit=5,
     )  # fmt: skip
@@ -265,7 +248,7 @@ def test_a_given_adapter_is_trained_against_its_frozen_copy_which_is_not_saved(
 def test_saved_model_loads_with_transformers_and_peft_alone(
     lora, model_dir, tokenizer, lora_config, forget_rows, retain_rows, tmp_path
 ):
-    trainer = make_trainer(
+    trainer = make(
         "simnpo",
         model_dir,
         tokenizer,
@@ -292,7 +275,7 @@ def test_saved_model_loads_with_transformers_and_peft_alone(
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_model_card(method, lora, model, tokenizer, lora_config, forget_rows, retain_rows, tmp_path):
     model.config._name_or_path = "someone/some-base"
-    trainer = make_trainer(
+    trainer = make(
         method, model, tokenizer, forget_rows, retain_rows, tmp_path, peft_config=lora_config if lora else None
     )
     trainer.create_model_card(dataset_name="locuslab/TOFU", tags="custom")
@@ -309,7 +292,7 @@ def test_model_card(method, lora, model, tokenizer, lora_config, forget_rows, re
 
 
 def test_model_card_of_a_local_base_names_no_path(model_dir, tokenizer, forget_rows, retain_rows, tmp_path):
-    trainer = make_trainer("npo", model_dir, tokenizer, forget_rows, retain_rows, tmp_path)
+    trainer = make("npo", model_dir, tokenizer, forget_rows, retain_rows, tmp_path)
     trainer.create_model_card()
     content = (tmp_path / "README.md").read_text()
     assert model_dir not in content
@@ -322,7 +305,7 @@ def test_gradient_checkpointing_trains_the_adapter_alike(
 ):
     losses = {}
     for checkpointing in (False, True):
-        trainer = make_trainer(
+        trainer = make(
             "npo", model_dir, tokenizer, forget_rows, retain_rows, tmp_path, peft_config=lora_config,
             gradient_checkpointing=checkpointing, learning_rate=1e-2, max_steps=3, precompute_ref_log_probs=False,
         )  # fmt: skip
@@ -342,7 +325,7 @@ def test_mixture_of_experts_adds_its_router_loss(tokenizer, forget_rows, retain_
             num_key_value_heads=2, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5,
         )
     )  # fmt: skip
-    trainer = make_trainer("npo", model, tokenizer, forget_rows, retain_rows, tmp_path)
+    trainer = make("npo", model, tokenizer, forget_rows, retain_rows, tmp_path)
     trainer.train()
     logs = trainer.state.log_history[0]
     assert logs["aux_loss"] > 0
@@ -352,7 +335,7 @@ def test_mixture_of_experts_adds_its_router_loss(tokenizer, forget_rows, retain_
 
 def test_documents_are_trained_in_windows(model, tokenizer, tmp_path):
     documents = Dataset.from_dict({"text": ["They live in a small town by the sea. " * 20, "A short one."]})
-    trainer = make_trainer("simnpo", model, tokenizer, documents, documents, tmp_path, max_length=32)
+    trainer = make("simnpo", model, tokenizer, documents, documents, tmp_path, max_length=32)
     lengths = [len(ids) for ids in trainer.train_dataset.forget["input_ids"]]
     assert max(lengths) == 32
     assert len(lengths) > 5

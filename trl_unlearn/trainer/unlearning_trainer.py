@@ -32,6 +32,7 @@ from .._trl import (
     disable_dropout_in_model,
     disable_gradient_checkpointing,
     get_config_model_id,
+    global_then_local_main_first,
     prepare_deepspeed,
     prepare_fsdp,
     use_adapter,
@@ -184,19 +185,21 @@ class UnlearningTrainer(SFTTrainer):
         # With `padding_free=True`, SFTTrainer insists on no `max_length`, which it would not enforce. It is enforced here.
         max_length, args.max_length = args.max_length, None
         self._max_length = max_length
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
-        args.max_length = max_length
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        finally:
+            args.max_length = max_length
         self.data_collator = UnlearningCollator(self.data_collator)
         # The loss is not the model's own: neither its scaling nor a count of its labels is wanted.
         self.model_accepts_loss_kwargs = False
@@ -242,9 +245,10 @@ class UnlearningTrainer(SFTTrainer):
             )
 
         def encode(rows: Dataset, name: str) -> Dataset:
-            return encode_dataset(
-                rows, tokenizer, name, self._max_length, args.question_answer_template, args.dataset_num_proc
-            )
+            with global_then_local_main_first():  # the other processes read what the first has cached
+                return encode_dataset(
+                    rows, tokenizer, name, self._max_length, args.question_answer_template, args.dataset_num_proc
+                )
 
         is_train = dataset_name == "train"
         name = "forget" if is_train else dataset_name
