@@ -97,6 +97,10 @@ def test_evaluate_reports_forget_and_retain_apart(method, model, tokenizer, forg
     whole = trainer.evaluate({"forget_again": forget, "other": retain}, metric_key_prefix="test")
     assert whole["test_forget_again_loss"] == pytest.approx(metrics["eval_forget_loss"], rel=1e-5)
     assert whole["test_other_loss"] == pytest.approx(metrics["eval_retain_loss"], rel=1e-5)
+    for name in ("forget", "forget_train"):
+        again = trainer.evaluate({name: forget})
+        assert again[f"eval_{name}_loss"] == pytest.approx(metrics["eval_forget_loss"], rel=1e-5)
+    assert "eval_train_logps/retain" in trainer.evaluate({"train": forget})  # a name like any other
     single = trainer.evaluate(forget)
     assert single["eval_loss"] == pytest.approx(metrics["eval_forget_loss"], rel=1e-5)
 

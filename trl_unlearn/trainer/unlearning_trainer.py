@@ -166,6 +166,7 @@ class UnlearningTrainer(SFTTrainer):
         if train_dataset is None:
             raise ValueError("`train_dataset` is required: it is the forget set.")
         check_dataset(train_dataset, "forget")
+        self._forget_dataset = train_dataset
         if args.retain_weight > 0:
             if retain_dataset is None:
                 raise ValueError(
@@ -250,7 +251,9 @@ class UnlearningTrainer(SFTTrainer):
                     rows, tokenizer, name, self._max_length, args.question_answer_template, args.dataset_num_proc
                 )
 
-        is_train = dataset_name == "train"
+        is_train = dataset is self._forget_dataset
+        if is_train:
+            self._forget_dataset = None  # given again, under whatever name, it is a set to evaluate
         name = "forget" if is_train else dataset_name
         if not is_train and dataset_name != "eval" and not dataset_name.startswith("forget"):
             return UnlearningRows(retain=encode(dataset, name).remove_columns("digest"))
