@@ -388,9 +388,11 @@ def test_losses_of_other_architectures(name, retain_loss_type, tokenizer, forget
     assert expected[1] > 1e-3
 
 
-@pytest.mark.parametrize("retain_loss_type", ["nll", "kl"])
+@pytest.mark.parametrize(
+    ("retain_loss_type", "disable_dropout"), [("nll", True), ("kl", False), ("kl_all_positions", True)]
+)
 def test_optimizer_batch_normalization_is_exact(
-    retain_loss_type, model_dir, other_model, tokenizer, forget_rows, retain_rows, tmp_path
+    retain_loss_type, disable_dropout, model_dir, other_model, tokenizer, forget_rows, retain_rows, tmp_path
 ):
     """One step over the same eight pairs, at once and one by one, moves the weights alike."""
     weights = []
@@ -407,6 +409,8 @@ def test_optimizer_batch_normalization_is_exact(
             gradient_accumulation_steps=steps,
             retain_loss_type=retain_loss_type,
             retain_normalization="optimizer_batch",
+            disable_dropout=disable_dropout,
+            pad_to_multiple_of=64,  # all positions count in "kl_all_positions", and so does their number
             optim="sgd",
             warmup_epochs=0.0,
             learning_rate=0.1,

@@ -334,3 +334,8 @@ def test_a_new_forget_set_is_evaluated_where_its_reference_is_left(
     assert late == pytest.approx(known, rel=1e-6, abs=1e-7)
     if way in ("new_adapter", "ref_model", "resident"):
         assert abs(known["eval_rewards/forget"]) > 1e-4
+
+
+def test_a_reference_given_by_name_is_refused(make, model):
+    with pytest.raises(TypeError, match="`ref_model` must be a model, got `str`.*from_pretrained"):
+        make("npo", model, ref_model="someone/some-model")
