@@ -295,9 +295,9 @@ def test_model_card(method, lora, model, tokenizer, lora_config, forget_rows, re
     assert "None" not in card.content
 
 
-def test_model_card_of_a_local_base_names_no_path(model_dir, tokenizer, forget_rows, retain_rows, tmp_path):
+def test_model_card_of_a_local_base_and_data_names_no_path(model_dir, tokenizer, forget_rows, retain_rows, tmp_path):
     trainer = make("npo", model_dir, tokenizer, forget_rows, retain_rows, tmp_path)
-    trainer.create_model_card()
+    trainer.create_model_card(dataset_name=str(tmp_path))
     content = (tmp_path / "README.md").read_text()
     assert model_dir not in content
     assert str(tmp_path) not in content

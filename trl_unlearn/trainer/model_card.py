@@ -31,8 +31,11 @@ def save_model_card(
             Tags beside the method's own.
     """
     base_model = get_config_model_id(trainer.model.config)
+    # A local path says nothing to others, and may say too much
     if not base_model or Path(base_model).exists():
-        base_model = None  # a local path says nothing to others, and may say too much
+        base_model = None
+    if not dataset_name or Path(dataset_name).exists():
+        dataset_name = None
     is_adapter = is_peft_model(trainer.model)
     tags = [tags] if isinstance(tags, str) else list(tags or [])
     card = ModelCard.from_template(
