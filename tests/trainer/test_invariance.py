@@ -134,12 +134,12 @@ def test_killed_and_resumed_ends_with_the_same_weights(method, lora, model_dir, 
         "save_steps": 2,
         "num_train_epochs": 2 if method == "NPO" else 1,
     }
-    run(method, model_dir, data, tmp_path / "whole", **options)
+    expected = run(method, model_dir, data, tmp_path / "whole", **options)
     killed = run(method, model_dir, data, tmp_path / "killed", kill_at=9, check=False, **options)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "result.json").exists()
     assert (tmp_path / "killed" / "checkpoint-8").exists()
-    run(
+    result = run(
         method,
         model_dir,
         data,
@@ -147,6 +147,8 @@ def test_killed_and_resumed_ends_with_the_same_weights(method, lora, model_dir, 
         resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-8"),
         **options,
     )
+    for metric in ("loss", "forget_loss", "num_tokens"):
+        assert trajectory(result, metric) == trajectory(expected, metric), metric
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():

@@ -543,6 +543,9 @@ class UnlearningTrainer(SFTTrainer):
         columns.clear()
         sums = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         if mode == "train":
+            if self._total_train_tokens == 0:  # or, in a resumed run, what was counted before
+                logged = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+                self._total_train_tokens = max(logged, default=0)
             self._total_train_tokens += round(sums["num_tokens"])
         metrics = {"num_tokens": self._total_train_tokens}
         for name, value in sums.items():
