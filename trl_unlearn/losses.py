@@ -24,7 +24,7 @@ def npo_loss(logps: torch.Tensor, ref_logps: torch.Tensor, beta: float) -> torch
 
     $$\ell = -\frac{2}{\beta} \log \sigma\left(-\beta \log \frac{\pi_\theta(y \mid x)}{\pi_\mathrm{ref}(y \mid x)}\right)$$
 
-    Equation 3 of [Negative Preference Optimization](https://huggingface.co/papers/2404.05868). The weight of a sequence
+    The NPO loss of [Negative Preference Optimization](https://huggingface.co/papers/2404.05868). The weight of a sequence
     in the gradient is \\( 2 \sigma(\beta \log(\pi_\theta / \pi_\mathrm{ref})) \\): 1 at the reference, and it goes to 0
     when the answer has become unlikely.
 
@@ -56,7 +56,7 @@ def simnpo_loss(logps: torch.Tensor, lengths: torch.Tensor, beta: float, gamma: 
 
     $$\ell = -\frac{2}{\beta} \log \sigma\left(-\beta \left(\frac{\log \pi_\theta(y \mid x)}{|y|} + \gamma\right)\right)$$
 
-    The SimNPO objective of [Simplicity Prevails](https://huggingface.co/papers/2410.07163), section 5. The margin stands inside `beta`, as in
+    The SimNPO objective of [Simplicity Prevails](https://huggingface.co/papers/2410.07163). The margin stands inside `beta`, as in
     the authors' code; the paper writes it outside, so `gamma_paper = beta * gamma`. open-unlearning calls it `delta`.
 
     Args:
@@ -98,7 +98,7 @@ def altpo_loss(
         \beta \log \frac{\pi_\theta(y_a \mid x)}{\pi_\mathrm{ref}(y_a \mid x)}
       - \beta \log \frac{\pi_\theta(y_f \mid x)}{\pi_\mathrm{ref}(y_f \mid x)}\right)$$
 
-    The objective of [Alternate Preference Optimization](https://huggingface.co/papers/2409.13474), section 3: DPO with the alternate
+    The objective of [Alternate Preference Optimization](https://huggingface.co/papers/2409.13474): DPO with the alternate
     as chosen and the forget answer as rejected, times `2 / beta`. Several alternates of one question are several rows;
     nothing is averaged inside the sigmoid.
 
