@@ -75,8 +75,18 @@ def weights(directory):
     }
 
 
-@pytest.mark.parametrize("method", ["NPO", "SimNPO", "AltPO"])
-def test_accumulation_and_processes_give_the_same_trajectory(method, model_dir, data, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "lora", "options"),
+    [
+        ("NPO", False, {}),
+        ("SimNPO", False, {}),
+        ("AltPO", False, {}),
+        ("NPO", False, {"retain_loss_type": "kl", "precompute_ref_log_probs": False}),
+        ("AltPO", True, {"retain_loss_type": "kl"}),
+    ],
+    ids=["npo", "simnpo", "altpo", "npo-kl-resident", "altpo-kl-lora"],
+)
+def test_accumulation_and_processes_give_the_same_trajectory(method, lora, options, model_dir, data, tmp_path):
     """8 x 1, 1 x 8 accumulated, and 2 processes x 4: equal losses, gradients and weights."""
     splits = {
         "8x1": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
@@ -86,7 +96,16 @@ def test_accumulation_and_processes_give_the_same_trajectory(method, model_dir, 
     if method == "AltPO":
         splits = {name: {**split, "num_train_epochs": 1} for name, split in splits.items()}
     results = {
-        name: run(method, model_dir, data, tmp_path / name, retain_normalization="optimizer_batch", **split)
+        name: run(
+            method,
+            model_dir,
+            data,
+            tmp_path / name,
+            lora=lora,
+            retain_normalization="optimizer_batch",
+            **options,
+            **split,
+        )
         for name, split in splits.items()
     }
     reference = results.pop("8x1")
