@@ -8,6 +8,7 @@ COMMANDS = {
     "npo": "Unlearn with Negative Preference Optimization.",
     "simnpo": "Unlearn with SimNPO, which needs no reference.",
     "altpo": "Unlearn with Alternate Preference Optimization.",
+    "evaluate": "Evaluate a model on forget, retain and utility sets laid out like TOFU.",
     "quickstart": "Make a small world, unlearn a part of it with every method, and compare.",
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,35 @@ def test_world_recipes_run_from_the_command_line(recipe, small_world, model_dir,
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_evaluate_command_on_a_model_and_an_adapter(lora, small_world, model_dir, lora_config, tmp_path):
+    """The model, and an adapter that changes nothing yet, give what the same evaluation gives in Python."""
+    source = model_dir
+    if lora:
+        from peft import get_peft_model
+
+        source = str(tmp_path / "adapter")
+        get_peft_model(AutoModelForCausalLM.from_pretrained(model_dir), lora_config).save_pretrained(source)
+        AutoTokenizer.from_pretrained(model_dir).save_pretrained(source)
+    flags = [
+        "--model_name_or_path",
+        source,
+        "--dataset_name",
+        str(small_world / "data"),
+        "--output_dir",
+        str(tmp_path),
+    ]
+    flags += ["--eval_forget_config", "forget_perturbed", "--eval_utility_configs", "world_facts_perturbed"]
+    flags += ["--truth_ratio_question", "paraphrased_question", "--eval_max_new_tokens", "8", "--eval_grammar", "true"]
+    flags += ["--retain_logs", str(small_world / "evaluation.json")]
+    output = run(sys.executable, "-m", "trl_unlearn.scripts.evaluate", *flags)
+    result = json.loads((tmp_path / "_evaluation" / "evaluation.json").read_text())
+    expected = json.loads((small_world / "evaluation.json").read_text())
+    assert result["summary"] == pytest.approx(expected["summary"], rel=1e-6)
+    assert result["forget_quality"]["p_value"] == pytest.approx(1)
+    assert re.search(rf"model_utility +{expected['summary']['model_utility']:.4f}", output)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("example", ["npo", "simnpo", "altpo"])
 def test_examples(example, lora, small_world, model_dir, tmp_path):
     file = REPOSITORY / "examples" / f"{example}.py"
@@ -128,7 +158,7 @@ def test_tofu_from_scratch_lays_out_what_its_recipes_read(tmp_path):
 
 def test_command_line_names_its_commands():
     command = str(Path(sys.executable).with_name("trl-unlearn"))
-    for name in ("npo", "simnpo", "altpo", "quickstart"):
+    for name in ("npo", "simnpo", "altpo", "evaluate", "quickstart"):
         assert name in run(command, "--help")
     assert run(command, "--version").strip() == trl_unlearn.__version__
     assert "--forget_weight" in run(command, "simnpo", "--help")

@@ -64,6 +64,7 @@ def evaluate_as_asked(
     processing_class: "PreTrainedTokenizerBase",
     dataset_name: str,
     arguments: EvaluationArguments,
+    show_progress: bool = True,
 ) -> dict[str, Any]:
     """
     Runs the evaluation that `arguments` describe.
@@ -77,6 +78,8 @@ def evaluate_as_asked(
             Data set with the configurations named in `arguments`: an id on the Hub or a path.
         arguments ([`EvaluationArguments`]):
             What to evaluate.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
 
     Returns:
         `dict`: What [`evaluate_unlearning`] returns, and `forget_quality` if there are `retain_logs`.
@@ -97,6 +100,7 @@ def evaluate_as_asked(
         truth_ratio_question=arguments.truth_ratio_question,
         max_new_tokens=arguments.eval_max_new_tokens,
         grammar=grammar if arguments.eval_grammar else None,
+        show_progress=show_progress,
     )
     if arguments.retain_logs is not None:
         retained = json.loads(Path(arguments.retain_logs).read_text(encoding="utf-8"))

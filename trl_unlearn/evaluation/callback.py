@@ -62,7 +62,13 @@ class UnlearningEvalCallback(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         with evaluation_mode(model):
             if self.trainer.is_world_process_zero():
-                result = evaluate_as_asked(model, self.trainer.processing_class, self.dataset_name, self.arguments)
+                result = evaluate_as_asked(
+                    model,
+                    self.trainer.processing_class,
+                    self.dataset_name,
+                    self.arguments,
+                    show_progress=not self.trainer.args.disable_tqdm,
+                )
                 quality = result.get("forget_quality")
                 entry = {
                     "step": state.global_step,

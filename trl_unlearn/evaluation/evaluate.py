@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encoding import DEFAULT_QUESTION_ANSWER_TEMPLATE, encode_prompt_completion
@@ -25,6 +26,7 @@ def evaluate_unlearning(
     grammar: ModuleType | None = None,
     question_answer_template: str = DEFAULT_QUESTION_ANSWER_TEMPLATE,
     max_batch_tokens: int = 8192,
+    show_progress: bool = True,
 ) -> dict[str, Any]:
     """
     Evaluates a model on a forget set, a retain set and what else it should keep.
@@ -57,6 +59,8 @@ def evaluate_unlearning(
             How questions and answers are written for a tokenizer without a chat template.
         max_batch_tokens (`int`, *optional*, defaults to `8192`):
             Size of a scoring batch.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar over all that is scored and generated.
 
     Returns:
         `dict`: Plain numbers, lists and texts. `summary` has one number per metric: `forget_*`, `retain_*` and those of
@@ -94,8 +98,12 @@ def evaluate_unlearning(
     pad_token_id = (
         processing_class.eos_token_id if processing_class.pad_token_id is None else processing_class.pad_token_id
     )
-    scores = iter(score_completions(model, pairs, pad_token_id, max_batch_tokens))
-    answers = iter(generate_answers(model, processing_class, prompts, max_new_tokens))
+    num_distinct = len({(*prompt, -1, *answer) for prompt, answer in pairs}) + len(
+        {tuple(prompt) for prompt in prompts}
+    )
+    with tqdm(total=num_distinct, desc="Evaluating", unit=" rows", disable=not show_progress, leave=False) as bar:
+        scores = iter(score_completions(model, pairs, pad_token_id, max_batch_tokens, bar.update))
+        answers = iter(generate_answers(model, processing_class, prompts, max_new_tokens, progress=bar.update))
 
     summary: dict[str, float] = {}
     rows: dict[str, dict[str, list]] = {}

@@ -203,7 +203,9 @@ def train(arguments: WorldTrainingArguments, config: WorldTrainingConfig) -> Non
     trainer.model.save_pretrained(unfinished_dir)
     tokenizer.save_pretrained(unfinished_dir)
     if arguments.eval_forget_config is not None:
-        result = evaluate_as_asked(trainer.model, tokenizer, arguments.dataset_name, arguments)
+        result = evaluate_as_asked(
+            trainer.model, tokenizer, arguments.dataset_name, arguments, show_progress=not config.disable_tqdm
+        )
         write_json(result, unfinished_dir / EVALUATION_DIR / "evaluation.json")
     if output_dir.exists():
         shutil.rmtree(output_dir)
