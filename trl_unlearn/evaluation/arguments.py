@@ -31,7 +31,8 @@ class EvaluationArguments:
         eval_grammar (`bool`, *optional*, defaults to `False`):
             Whether the data are the embedded world, whose grammar decides which answers are well-formed.
         retain_logs (`str`, *optional*):
-            Evaluation file of the retained model. Without it, forget quality is left out.
+            Evaluation file of the retained model: `evaluation.json` of this package, `TOFU_EVAL.json` of open-unlearning,
+            or `eval_log_aggregated.json` of TOFU. Without it, forget quality is left out.
     """
 
     eval_forget_config: str | None = field(
@@ -88,6 +89,7 @@ def evaluate_as_asked(
     from ..metrics import forget_quality
     from ..world import grammar
     from .evaluate import evaluate_unlearning
+    from .logs import read_forget_truth_ratios
 
     result = evaluate_unlearning(
         model,
@@ -103,10 +105,9 @@ def evaluate_as_asked(
         show_progress=show_progress,
     )
     if arguments.retain_logs is not None:
-        retained = json.loads(Path(arguments.retain_logs).read_text(encoding="utf-8"))
-        result["forget_quality"] = forget_quality(
-            result["rows"]["forget"]["truth_ratio"], retained["rows"]["forget"]["truth_ratio"]
-        )
+        ratios = result["rows"]["forget"]["truth_ratio"]
+        retained = read_forget_truth_ratios(arguments.retain_logs, expected_rows=len(ratios))
+        result["forget_quality"] = forget_quality(ratios, retained)
     return result
 
 
