@@ -16,6 +16,7 @@ _MODULES = {
     "UnlearningConfig": "trainer.unlearning_config",
     "UnlearningTrainer": "trainer.unlearning_trainer",
     "altpo_loss": "losses",
+    "metric_path": "metrics.paths",
     "npo_loss": "losses",
     "simnpo_loss": "losses",
 }
@@ -24,6 +25,7 @@ __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:
     from .losses import altpo_loss, npo_loss, simnpo_loss
+    from .metrics.paths import metric_path
     from .trainer.altpo_config import AltPOConfig
     from .trainer.altpo_trainer import AltPOTrainer
     from .trainer.npo_config import NPOConfig

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,18 @@ def test_probability():
 def test_normalized_probability_equals_open_unlearning():
     losses, case = FIXTURE["truth_ratio"], FIXTURE["normalized_probability"]
     # Token-mean losses are what the case was made with: one token each.
-    result = normalized_probability(
-        losses["paraphrased_loss"], np.ones(6), losses["perturbed_loss"], np.ones((6, 5), dtype=int)
-    )
+    inputs = losses["paraphrased_loss"], np.ones(6), losses["perturbed_loss"], np.ones((6, 5), dtype=int)
+    result = normalized_probability(*inputs)
     assert result["per_row"][:5] == pytest.approx(case["per_row"][:5], rel=1e-6)
     # The last row's probabilities are near 1e-11, where their 1e-10 in the denominator decides.
     exact = np.exp(-np.array(losses["perturbed_loss"][5]) + losses["paraphrased_loss"][5]).sum()
     assert result["per_row"][5] == pytest.approx(1 / (1 + exact))
+
+    theirs = normalized_probability(*inputs, convention="open-unlearning")
+    assert theirs["per_row"] == pytest.approx(case["per_row"], abs=1e-12)
+    assert theirs["normalized_probability"] == pytest.approx(case["mean"], abs=1e-12)
+    with pytest.raises(ValueError, match="'tofu'; expected 'exact' or 'open-unlearning'"):
+        normalized_probability(*inputs, convention="tofu")
 
 
 def test_normalized_probability_of_a_collapsed_model():
@@ -57,6 +63,8 @@ def test_rouge_equals_tofu():
     assert result["per_row_f1"] == pytest.approx([row["rougeL_f1"] for row in samples], abs=1e-12)
     assert result["rougeL_recall"] == pytest.approx(np.mean(result["per_row_recall"]))
     assert result["rougeL_f1"] == pytest.approx(np.mean(result["per_row_f1"]))
+    unstemmed = rouge_l(*([row[key] for row in samples] for key in ("generation", "ground_truth")), use_stemmer=False)
+    assert unstemmed["per_row_f1"] == pytest.approx([row["rougeL_f1_no_stemmer"] for row in samples], abs=1e-12)
 
 
 def test_truth_ratio_equals_open_unlearning():
@@ -69,6 +77,23 @@ def test_truth_ratio_equals_open_unlearning():
     last_row = (math.exp(-0.6) - case["per_row"][5]) / 6
     assert forget["truth_ratio"] == pytest.approx(case["forget"] + last_row, abs=1e-7)
     assert retain["truth_ratio"] == pytest.approx(case["retain"] - last_row, abs=1e-7)
+
+
+@pytest.mark.parametrize("aggregation", ["forget", "retain", "probability"])
+def test_truth_ratio_in_the_convention_of_open_unlearning(aggregation):
+    case = FIXTURE["truth_ratio"]
+    result = truth_ratio(case["paraphrased_loss"], case["perturbed_loss"], aggregation, convention="open-unlearning")
+    assert result["per_row"] == pytest.approx(case["per_row"], abs=1e-12)
+    assert result["truth_ratio"] == pytest.approx(case[aggregation], abs=1e-12)
+
+
+def test_truth_ratio_as_a_probability():
+    case = FIXTURE["truth_ratio"]
+    for row, (paraphrased, perturbed) in enumerate(zip(case["paraphrased_loss"], case["perturbed_loss"], strict=True)):
+        result = truth_ratio([paraphrased], [perturbed], aggregation="probability")
+        assert result["truth_ratio"] == pytest.approx(1 / (1 + result["per_row"][0]))
+        theirs = truth_ratio([paraphrased], [perturbed], aggregation="probability", convention="open-unlearning")
+        assert theirs["truth_ratio"] == pytest.approx(case["probability_per_row"][row], abs=1e-12)
 
 
 def test_truth_ratio_means_differ():
@@ -88,8 +113,9 @@ def test_truth_ratio_of_a_collapsed_model_stays_json():
     [
         ({"perturbed_loss": [1.0, 2.0]}, r"shape \(2,\); expected \(2, k\)"),
         ({"perturbed_loss": [[1.0], [2.0], [3.0]]}, r"shape \(3, 1\); expected \(2, k\)"),
-        ({"aggregation": "closer"}, "'closer'; expected 'forget' or 'retain'"),
+        ({"aggregation": "closer"}, "'closer'; expected 'forget', 'retain' or 'probability'"),
         ({"perturbed_mean": "harmonic"}, "'harmonic'; expected 'geometric' or 'arithmetic'"),
+        ({"convention": "tofu"}, "'tofu'; expected 'exact' or 'open-unlearning'"),
     ],
 )
 def test_truth_ratio_says_what_it_expects(arguments, message):
@@ -119,12 +145,14 @@ def test_forget_quality_of_small_samples():
     assert (result["n"], result["n_retain"]) == (10, 10)
 
 
-def test_forget_quality_of_a_collapsed_model_adds_no_epsilon():
+@pytest.mark.parametrize(("convention", "key"), [("exact", "without"), ("open-unlearning", "with")])
+def test_forget_quality_of_a_collapsed_model_depends_on_their_epsilon(convention, key):
     case = FIXTURE["ks_collapsed"]
-    ratios = truth_ratio(case["paraphrased_loss"], [[loss] for loss in case["perturbed_mean_loss"]])["per_row"]
+    losses = case["paraphrased_loss"], [[loss] for loss in case["perturbed_mean_loss"]]
+    ratios = truth_ratio(*losses, convention=convention)["per_row"]
+    assert ratios == pytest.approx(case[f"per_row_{key}_epsilon"], rel=1e-12)
     result = forget_quality(ratios, case["retain"])
-    assert result["p_value"] == pytest.approx(case["p_without_epsilon"], rel=1e-12)
-    assert result["p_value"] != pytest.approx(case["p_with_epsilon"], rel=0.1)
+    assert result["p_value"] == pytest.approx(case[f"p_{key}_epsilon"], rel=1e-12)
 
 
 @pytest.mark.parametrize(("retain", "n_retain"), [("retain90", 300), ("retain95", 200)])
@@ -155,50 +183,92 @@ def test_log_p_value_continues_scipy(n, m, shift):
     assert _log_exact_p_value(n, m, test.statistic) == pytest.approx(math.log(test.pvalue), abs=1e-9)
 
 
+FULL, RETAIN90, RETAIN95 = (
+    f"ft_epoch5_lr1e-05_llama2-7b_{which}_wd0.01" for which in ("full", "retain90", "retain95")
+)
+
+
+def read_log(name):
+    """TOFU's log with each column as a list, in the order of the rows."""
+    logs = json.loads((SHARED / "data" / "tofu_logs" / f"{name}.json").read_text(encoding="utf-8"))
+    return {
+        file: {key: [column[str(row)] for row in range(len(column))] for key, column in log.items()}
+        for file, log in logs.items()
+    }
+
+
 @needs_published_logs
-@pytest.mark.parametrize("retain", ["retain90", "retain95"])
-def test_every_component_of_the_published_logs(retain):
-    """From the losses and texts in the logs to TOFU's own components, both utilities and forget quality."""
+@pytest.mark.parametrize("name", [FULL, RETAIN90, RETAIN95])
+def test_every_component_of_the_published_logs(name):
+    """From the losses and texts in a log to TOFU's own components and both utilities."""
+    exact = partial(pytest.approx, rel=0, abs=1e-12)
+    expected = json.loads(PUBLISHED_LOGS.read_text(encoding="utf-8"))["models"][name]
+    logs = read_log(name)
+    utility_scores = {"geometric": [], "arithmetic": [], "open_unlearning": []}
+    for file, log in logs.items():
+        components = expected["components"][file]
+        losses, perturbed = np.array(log["avg_gt_loss"]), np.array(log["average_perturb_loss"])
+        paraphrased = log["avg_paraphrased_loss"]
+        assert losses.shape + perturbed.shape[1:] == (components["n"], components["n_perturbed"])
+        counts = np.ones(len(losses))
 
-    def read(name):
-        return json.loads((SHARED / "data" / "tofu_logs" / f"{name}.json").read_text(encoding="utf-8"))
+        plain = probability(losses, counts)["probability"]
+        assert plain == exact(components["prob_mean"])
+        assert probability(paraphrased, counts)["probability"] == exact(components["prob_paraphrase_mean"])
+        perturbed_probability = probability(perturbed.ravel(), np.ones(perturbed.size))["probability"]
+        assert perturbed_probability == exact(components["prob_perturbed_mean"])
 
-    def column(log, key):
-        return [log[key][str(index)] for index in range(len(log[key]))]
+        # TOFU took the recall of the same texts; computing it again from them gives what it logged.
+        generations = [generation for _, generation, _ in log["generated_text"]]
+        rouge = rouge_l(generations, [truth for _, _, truth in log["generated_text"]])
+        assert rouge["per_row_recall"] == exact(log["rougeL_recall"])
+        assert rouge["rougeL_recall"] == exact(components["rougeL_recall_mean"])
 
-    name, retain_name = (f"ft_epoch5_lr1e-05_llama2-7b_{which}_wd0.01" for which in ("full", retain))
-    logs, retain_logs = read(name), read(retain_name)
-    published = json.loads(PUBLISHED_LOGS.read_text(encoding="utf-8"))
-    expected = published["models"][name]
-
-    for convention, key in (
-        ("geometric", "aggregate_eval_stat.get_model_utility"),
-        ("arithmetic", "utils.get_model_utility"),
-    ):
-        scores = []
-        for file in ("eval_log.json", "eval_real_author_wo_options.json", "eval_real_world_wo_options.json"):
-            log, components = logs[file], expected["components"][file]
-            losses, counts = column(log, "avg_gt_loss"), np.ones(len(log["avg_gt_loss"]))
-            perturbed = np.array(column(log, "average_perturb_loss"))
-            if file == "eval_log.json":
-                prob = probability(losses, counts)["probability"]
-                assert prob == pytest.approx(components["prob_mean"], abs=1e-9)
+        for label, suffix, perturbed_mean, convention in (
+            ("geometric", "geo", "geometric", "exact"),
+            ("arithmetic", "arith", "arithmetic", "exact"),
+            ("open_unlearning", "open_unlearning", "geometric", "open-unlearning"),
+        ):
+            forget, retain, share = (
+                truth_ratio(paraphrased, perturbed, aggregation, perturbed_mean, convention)
+                for aggregation in ("forget", "retain", "probability")
+            )
+            assert forget["truth_ratio"] == exact(components[f"closer_to_1_{suffix}"])
+            assert retain["truth_ratio"] == exact(components[f"true_better_{suffix}"])
+            if convention == "exact":
+                assert np.mean(forget["per_row"]) == exact(components[f"mean_{suffix}_ratio"])
             else:
-                prob = normalized_probability(losses, counts, perturbed, np.ones_like(perturbed))
-                prob = prob["normalized_probability"]
-                assert prob == pytest.approx(components["prob_normalised_mean"], abs=1e-6)
-            rouge = np.mean(column(log, "rougeL_recall"))
-            ratio = truth_ratio(column(log, "avg_paraphrased_loss"), perturbed, "retain", convention)["truth_ratio"]
-            short = {"geometric": "geo", "arithmetic": "arith"}[convention]
-            assert ratio == pytest.approx(components[f"true_better_{short}"], abs=1e-6)
-            scores += [prob, rouge, ratio]
-        assert model_utility(scores)["model_utility"] == pytest.approx(expected[key]["Model Utility"], abs=1e-6)
+                assert share["truth_ratio"] == exact(components["prob_mean_open_unlearning"])
+            answer_probability = plain
+            if "prob_normalised_mean" in components:
+                key = "prob_normalised_mean" + ("" if convention == "exact" else "_open_unlearning")
+                result = normalized_probability(losses, counts, perturbed, np.ones_like(perturbed), convention)
+                answer_probability = result["normalized_probability"]
+                assert answer_probability == exact(components[key])
+            if file != "eval_log_forget.json":
+                utility_scores[label] += [answer_probability, rouge["rougeL_recall"], retain["truth_ratio"]]
 
-    def forget_ratios(log):
-        losses = column(log["eval_log_forget.json"], "avg_paraphrased_loss")
-        return truth_ratio(losses, column(log["eval_log_forget.json"], "average_perturb_loss"))["per_row"]
+    published = {
+        "geometric": expected["aggregate_eval_stat.get_model_utility"]["Model Utility"],
+        "arithmetic": expected["utils.get_model_utility"]["Model Utility"],
+        "open_unlearning": expected["open_unlearning_model_utility_from_same_losses"]["hmean"],
+    }
+    for label, scores in utility_scores.items():
+        assert len(scores) == 9
+        assert model_utility(scores)["model_utility"] == exact(published[label])
 
-    result = forget_quality(forget_ratios(logs), forget_ratios(retain_logs))
-    expected = published["forget_quality"][f"{name} vs {retain_name}"]["aggregate_eval_stat.get_forget_quality"]
-    assert result["p_value"] == pytest.approx(expected["Forget Quality"], rel=1e-9)
-    assert result["statistic"] == pytest.approx(expected["KS Test Forget"])
+
+@needs_published_logs
+def test_every_forget_quality_of_the_published_logs():
+    ratios = {}
+    for name in (FULL, RETAIN90, RETAIN95):
+        log = read_log(name)["eval_log_forget.json"]
+        ratios[name] = truth_ratio(log["avg_paraphrased_loss"], log["average_perturb_loss"])["per_row"]
+    for pair, expected in json.loads(PUBLISHED_LOGS.read_text(encoding="utf-8"))["forget_quality"].items():
+        unlearned, retained = pair.split(" vs ")
+        result = forget_quality(ratios[unlearned], ratios[retained])
+        published = expected["aggregate_eval_stat.get_forget_quality"]
+        assert result["p_value"] == pytest.approx(published["Forget Quality"], rel=1e-12)
+        assert result["statistic"] == pytest.approx(published["KS Test Forget"], abs=1e-12)
+        assert result["log10_p_value"] == pytest.approx(expected["log10_p"], abs=1e-12)
+        assert (result["n"], result["n_retain"]) == (expected["n_unlearned"], expected["n_retain"])

@@ -4,9 +4,9 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
 
-def rouge_l(predictions: list[str], references: list[str]) -> dict[str, float | list[float]]:
+def rouge_l(predictions: list[str], references: list[str], use_stemmer: bool = True) -> dict[str, float | list[float]]:
     """
-    ROUGE-L recall and F1, as `rouge_score` computes them with its stemmer.
+    ROUGE-L recall and F1, as `rouge_score` computes them.
 
     TOFU reports the recall, MUSE the F1.
 
@@ -15,6 +15,8 @@ def rouge_l(predictions: list[str], references: list[str]) -> dict[str, float | 
             Generated answers.
         references (`list[str]`):
             True answers, in the same order.
+        use_stemmer (`bool`, *optional*, defaults to `True`):
+            Whether to compare the stems of the words, as TOFU and open-unlearning do, or the words, as MUSE does.
 
     Returns:
         `dict`: `rougeL_recall` and `rougeL_f1` (the means), `per_row_recall` and `per_row_f1`.
@@ -26,7 +28,7 @@ def rouge_l(predictions: list[str], references: list[str]) -> dict[str, float | 
     0.75
     ```
     """
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rougeL"], use_stemmer=use_stemmer)
     scores = [
         scorer.score(target=reference, prediction=prediction)["rougeL"]
         for prediction, reference in zip(predictions, references, strict=True)
