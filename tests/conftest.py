@@ -12,6 +12,12 @@ import pytest  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def no_mixed_precision_left_behind(monkeypatch):
+    """With transformers 4, `bf16=True` sets this variable, and every later trainer of the process would follow it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
 @pytest.fixture(scope="session")
 def world() -> dict[str, list[dict]]:
     from trl_unlearn.world import generate_world

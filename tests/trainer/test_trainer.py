@@ -187,11 +187,8 @@ def test_only_label_positions_reach_the_lm_head(model, tokenizer, forget_rows, r
     assert logps.shape == lengths.shape == (8,)
 
 
-def test_data_workers_bf16_and_dropping_the_last_batch(
-    model, tokenizer, forget_rows, retain_rows, tmp_path, monkeypatch
-):
+def test_data_workers_bf16_and_dropping_the_last_batch(model, tokenizer, forget_rows, retain_rows, tmp_path):
     """Options of TrainingArguments that could come between the pairs and the model."""
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # transformers 4 leaves bf16 there for all later trainers
     losses = []
     for options in (
         {},
