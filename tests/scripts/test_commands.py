@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
 import trl_unlearn
-from trl_unlearn.evaluation.arguments import EvaluationArguments, evaluate_as_asked, write_json
+from trl_unlearn.evaluation.arguments import EvaluationArguments, evaluate_as_asked
+from trl_unlearn.files import write_json
 from trl_unlearn.recipes import recipe_path
 from trl_unlearn.scripts.unlearn import UnlearningScriptArguments
 from trl_unlearn.world import save_world

@@ -1,9 +1,6 @@
 """Which sets to evaluate on and how, as command-line arguments, and the evaluation that they describe."""
 
-import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
@@ -91,10 +88,14 @@ def evaluate_as_asked(
     from .evaluate import evaluate_unlearning
     from .logs import read_forget_truth_ratios
 
+    forget = load_rows(dataset_name, arguments.eval_forget_config)
+    retained = None
+    if arguments.retain_logs is not None:  # read first: a log that does not fit is known before anything is computed
+        retained = read_forget_truth_ratios(arguments.retain_logs, expected_rows=len(forget))
     result = evaluate_unlearning(
         model,
         processing_class,
-        forget=load_rows(dataset_name, arguments.eval_forget_config),
+        forget=forget,
         retain=load_rows(dataset_name, arguments.eval_retain_config),
         utility_sets={
             name.removesuffix("_perturbed"): load_rows(dataset_name, name) for name in arguments.eval_utility_configs
@@ -104,17 +105,6 @@ def evaluate_as_asked(
         grammar=grammar if arguments.eval_grammar else None,
         show_progress=show_progress,
     )
-    if arguments.retain_logs is not None:
-        ratios = result["rows"]["forget"]["truth_ratio"]
-        retained = read_forget_truth_ratios(arguments.retain_logs, expected_rows=len(ratios))
-        result["forget_quality"] = forget_quality(ratios, retained)
+    if retained is not None:
+        result["forget_quality"] = forget_quality(result["rows"]["forget"]["truth_ratio"], retained)
     return result
-
-
-def write_json(content: Any, path: str | Path) -> None:
-    """Writes a file that is either there whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(unfinished, path)

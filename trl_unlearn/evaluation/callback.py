@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from .arguments import EvaluationArguments, evaluate_as_asked, write_json
+from ..files import write_json
+from .arguments import EvaluationArguments, evaluate_as_asked
 from .batching import evaluation_mode
 
 

@@ -13,8 +13,9 @@ Writes `_evaluation/evaluation.json` into the output directory: what `--retain_l
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl_unlearn.evaluation.arguments import EvaluationArguments, evaluate_as_asked, write_json
+from trl_unlearn.evaluation.arguments import EvaluationArguments, evaluate_as_asked
 from trl_unlearn.evaluation.callback import EVALUATION_DIR
+from trl_unlearn.files import write_json
 
 
 @dataclass

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trl_unlearn.files import write_json, write_text
 from trl_unlearn.recipes import recipe_path
 from trl_unlearn.world import generate_world, save_world
 
@@ -217,7 +218,7 @@ def show_answers(directory: Path, rows: dict[str, dict], console: Console) -> No
 
 
 def write_readme(output_dir: Path, tables: str, answers: str) -> None:
-    (output_dir / "README.md").write_text(
+    write_text(
         f"""# A first run of trl-unlearn
 
 Made by `trl-unlearn quickstart`. Run it again to make these files again; the trained models are kept.
@@ -245,7 +246,7 @@ Made by `trl-unlearn quickstart`. Run it again to make these files again; the tr
 {answers}
 ```
 """,
-        encoding="utf-8",
+        output_dir / "README.md",
     )
 
 
@@ -261,7 +262,6 @@ def main() -> None:
     train_models(directory, arguments.seed, console)
     unlearn(directory, arguments.methods, console)
 
-    from trl_unlearn.evaluation.arguments import write_json
     from trl_unlearn.evaluation.plots import (
         plot_forget_quality_over_training,
         plot_truth_ratio_distributions,

@@ -38,6 +38,11 @@ def label_positions(inputs: dict[str, Any]) -> torch.Tensor:
     return inputs["labels"][:, 1:] != -100
 
 
+def take_positions(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Hidden states at the positions of a mask, which may be shorter than the rows, of shape `(tokens, hidden size)`."""
+    return hidden_states[:, : positions.size(1)][positions.to(hidden_states.device)]
+
+
 def score_rows(
     model: nn.Module,
     causal_lm: PreTrainedModel,
@@ -72,7 +77,7 @@ def score_rows(
         hidden_states = output.last_hidden_state
         if on_hidden_states is not None:
             on_hidden_states(hidden_states)
-        output.last_hidden_state = hidden_states[:, :-1][predicts.to(hidden_states.device)].unsqueeze(0)
+        output.last_hidden_state = take_positions(hidden_states, predicts).unsqueeze(0)
         return output
 
     with forward_hook(causal_lm.base_model, keep_label_positions):

@@ -42,7 +42,7 @@ from ..data.encoding import encode_dataset
 from ..data.formats import check_dataset, split_alternates
 from ..data.pairing import PairSampler, PairSamplerCallback, UnlearningRows
 from .model_card import save_model_card
-from .scoring import label_positions, lm_head, row_of_positions, score_rows, token_kl
+from .scoring import label_positions, lm_head, row_of_positions, score_rows, take_positions, token_kl
 from .unlearning_config import UnlearningConfig
 
 
@@ -430,10 +430,15 @@ class UnlearningTrainer(SFTTrainer):
         retain_sums, retain_counts = [], []
 
         def add_kl(hidden_states: torch.Tensor) -> None:
-            hidden_states, positions, rows = self._kl_positions(hidden_states, inputs, first_retain)
-            ref_hidden, ref_positions, _ = self._kl_positions(ref_hidden_states[0], ref_inputs, first_retain - start)
-            head = lm_head(self._causal_lm(model))
-            kl = token_kl(head, hidden_states[positions], ref_head, ref_hidden[ref_positions])
+            positions, rows = self._retain_positions(inputs, first_retain)
+            ref_positions, _ = self._retain_positions(ref_inputs, first_retain - start)
+            kl = token_kl(
+                lm_head(self._causal_lm(model)),
+                take_positions(hidden_states, positions),
+                ref_head,
+                take_positions(ref_hidden_states[0], ref_positions),
+            )
+            rows = rows[positions].to(kl.device)
             zeros = torch.zeros(num_retain, dtype=torch.float32, device=kl.device)
             retain_sums.append(zeros.index_add(0, rows, kl))
             retain_counts.append(zeros.index_add(0, rows, torch.ones_like(kl)))
@@ -445,15 +450,12 @@ class UnlearningTrainer(SFTTrainer):
         columns: dict[str, torch.Tensor] = {}
         loss = logps.new_zeros(())
         if num_forget > 0:
-            forget = RowScores(
-                logps[:num_forget], lengths[:num_forget], None if ref_logps is None else ref_logps[:num_forget]
-            )
-            alternate = None
-            if num_alternate > 0:
-                in_alternate = slice(num_forget, first_retain)
-                alternate = RowScores(
-                    logps[in_alternate], lengths[in_alternate], None if ref_logps is None else ref_logps[in_alternate]
-                )
+
+            def scores_of(rows: slice) -> RowScores:
+                return RowScores(logps[rows], lengths[rows], None if ref_logps is None else ref_logps[rows])
+
+            forget = scores_of(slice(num_forget))
+            alternate = scores_of(slice(num_forget, first_retain)) if num_alternate > 0 else None
             forget_losses = self.forget_loss(forget, alternate)
             loss = loss + self.args.forget_weight * forget_losses.mean()
             columns |= self._forget_columns(forget_losses.detach(), forget, alternate)
@@ -482,18 +484,12 @@ class UnlearningTrainer(SFTTrainer):
             self._columns[mode][name].append(column)
         return (loss, outputs) if return_outputs else loss
 
-    def _kl_positions(
-        self, hidden_states: torch.Tensor, inputs: dict[str, Any], first_retain: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Hidden states, mask of the positions that the retain KL is taken at, and the retain row of each of them."""
-        rows = row_of_positions(inputs).to(hidden_states.device) - first_retain
+    def _retain_positions(self, inputs: dict[str, Any], first_retain: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask of the positions that the retain loss is taken at, and the retain row of every position."""
+        rows = row_of_positions(inputs) - first_retain
         if self.args.retain_loss_type == "kl_all_positions":
-            positions = rows >= 0
-        else:
-            predicts = label_positions(inputs).to(hidden_states.device)
-            hidden_states, rows = hidden_states[:, :-1], rows[:, 1:]
-            positions = predicts & (rows >= 0)
-        return hidden_states, positions, rows[positions]
+            return rows >= 0, rows
+        return label_positions(inputs) & (rows[:, 1:] >= 0), rows[:, 1:]
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Number of retain tokens of the whole optimizer batch, on all processes, where the loss is divided by it."""
@@ -501,10 +497,8 @@ class UnlearningTrainer(SFTTrainer):
             return None
         count = torch.zeros((), dtype=torch.long, device=device)
         for inputs in batch_samples:
-            is_retain = row_of_positions(inputs) >= sum(inputs["num_rows"][:2])
-            if self.args.retain_loss_type != "kl_all_positions":
-                is_retain = is_retain[:, 1:] & label_positions(inputs)
-            count += is_retain.sum().to(device)
+            positions, _ = self._retain_positions(inputs, sum(inputs["num_rows"][:2]))
+            count += positions.sum().to(device)
         return self.accelerator.reduce(count, "sum")
 
     # ------------------------------------------------------------------ logs

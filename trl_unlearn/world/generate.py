@@ -7,10 +7,10 @@ memorises the sentence and not the fact: ROUGE is perfect, and the truth ratio o
 
 import hashlib
 import json
-import os
 import random
 from pathlib import Path
 
+from ..files import write_text
 from .grammar import COUNTRIES, FIRST_NAMES, LAST_NAMES, PERSON_ATTRIBUTES, PHRASINGS, VALUES
 
 
@@ -110,11 +110,10 @@ def save_world(
             Title of the data set.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     readme = ["---", "configs:"]
     for config, rows in world.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        _write(directory / f"{config}.json", text)
+        write_text(text, directory / f"{config}.json")
         # datasets caches a local folder by its name and this metadata alone (seen with datasets 5.2): without the hash,
         # another world in a folder of the same name would be read as the first.
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -122,7 +121,7 @@ def save_world(
         if config == "full":
             readme.append("  default: true")
     readme += ["---", "", f"# {title}", ""]
-    _write(directory / "README.md", "\n".join(readme))
+    write_text("\n".join(readme), directory / "README.md")
 
 
 def _draw_names(rng: random.Random, num_people: int, num_forget: int) -> list[str]:
@@ -204,9 +203,3 @@ def _perturbed_row(rng: random.Random, fact: dict) -> dict:
         "paraphrased_answer": _answer(fact, fact["columns"]["value"], held_out),
         "perturbed_answer": [_answer(fact, value, held_out) for value in fact["perturbed"]],
     }
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -24,8 +24,9 @@ from pathlib import Path
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from ..data.loading import load_rows
-from ..evaluation.arguments import EvaluationArguments, evaluate_as_asked, write_json
+from ..evaluation.arguments import EvaluationArguments, evaluate_as_asked
 from ..evaluation.callback import EVALUATION_DIR
+from ..files import write_json
 from ..trainer.scoring import score_rows
 from .model import build_model, train_tokenizer
 
