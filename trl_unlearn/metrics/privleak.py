@@ -5,6 +5,7 @@ from typing import Literal
 from numpy.typing import ArrayLike
 
 from .membership_inference import membership_auc
+from .probability import OPEN_UNLEARNING_EPSILON
 
 
 # AUC of Min-40% of the models which MUSE's authors retrained without the forget set, in MUSE's direction.
@@ -16,6 +17,7 @@ def privleak(
     holdout_scores: ArrayLike,
     retain_auc: float,
     auc_convention: Literal["open-unlearning", "muse"] = "open-unlearning",
+    convention: Literal["exact", "open-unlearning"] = "exact",
 ) -> dict[str, float | int]:
     """
     PrivLeak, in per cent: how far the AUC of Min-40% lies from that of the retained model.
@@ -34,6 +36,8 @@ def privleak(
         auc_convention (`str`, *optional*, defaults to `"open-unlearning"`):
             Direction of `retain_auc` and of the `auc` that is returned. `"open-unlearning"`: probability that a holdout
             text scores above a forget text, as in [`membership_auc`]. `"muse"`: one minus that. `privleak` is the same.
+        convention (`str`, *optional*, defaults to `"exact"`):
+            `"open-unlearning"` adds 1e-10 to the denominator, as that evaluator does.
 
     Returns:
         `dict`: `privleak`, `auc`, `retain_auc`, `n_forget` and `n_holdout`.
@@ -47,15 +51,18 @@ def privleak(
     """
     if auc_convention not in ("open-unlearning", "muse"):
         raise ValueError(f"`auc_convention` is {auc_convention!r}; expected 'open-unlearning' or 'muse'.")
+    if convention not in ("exact", "open-unlearning"):
+        raise ValueError(f"`convention` is {convention!r}; expected 'exact' or 'open-unlearning'.")
+    epsilon = OPEN_UNLEARNING_EPSILON if convention == "open-unlearning" else 0.0
     result = membership_auc(forget_scores, holdout_scores)
     auc = 1 - result["auc"]
     muse_retain_auc = retain_auc if auc_convention == "muse" else 1 - retain_auc
-    if not 0 < muse_retain_auc <= 1:
+    if not 0 < muse_retain_auc + epsilon <= 1 + epsilon:
         raise ValueError(
             f"`retain_auc` is {retain_auc}, from which no relative distance can be taken; expected a number between 0 and 1."
         )
     return {
-        "privleak": float((auc - muse_retain_auc) / muse_retain_auc * 100),
+        "privleak": float((auc - muse_retain_auc) / (muse_retain_auc + epsilon) * 100),
         "auc": auc if auc_convention == "muse" else result["auc"],
         "retain_auc": float(retain_auc),
         "n_forget": result["n_forget"],

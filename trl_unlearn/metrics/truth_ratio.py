@@ -48,7 +48,8 @@ def truth_ratio(
             them forget quality, of a model that finds all answers impossible.
 
     Returns:
-        `dict`: `truth_ratio` (the mean) and `per_row` (the `R` of each row, as forget quality compares them).
+        `dict`: `truth_ratio` (the mean), `per_row` (the `R` of each row, as forget quality compares them) and
+        `per_row_aggregated` (what the mean is taken of).
 
     Example:
 
@@ -88,4 +89,8 @@ def truth_ratio(
         aggregated = np.exp(log_paraphrased - log_sum)
     else:
         raise ValueError(f"`aggregation` is {aggregation!r}; expected 'forget', 'retain' or 'probability'.")
-    return {"truth_ratio": float(aggregated.mean()), "per_row": np.exp(log_ratio).tolist()}
+    return {
+        "truth_ratio": float(aggregated.mean()),
+        "per_row": np.exp(log_ratio).tolist(),
+        "per_row_aggregated": aggregated.tolist(),
+    }
