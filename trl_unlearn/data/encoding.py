@@ -19,7 +19,10 @@ DEFAULT_QUESTION_ANSWER_TEMPLATE = "Question: {question}\nAnswer: {answer}"
 
 
 def encode_prompt_completion(
-    prompt: str | list[dict], completion: str | list[dict], processing_class: PreTrainedTokenizerBase
+    prompt: str | list[dict],
+    completion: str | list[dict],
+    processing_class: PreTrainedTokenizerBase,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[list[int], list[int]]:
     """
     Tokenizes a prompt and its completion.
@@ -35,6 +38,8 @@ def encode_prompt_completion(
             Text or messages, like the prompt.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer, with a chat template if messages are given.
+        chat_template_kwargs (`dict`, *optional*):
+            What the chat template is given beside the messages, for example `{"date_string": "10 Apr 2025"}`.
 
     Returns:
         `tuple[list[int], list[int]]`: Token ids of the prompt and of the completion.
@@ -53,7 +58,9 @@ def encode_prompt_completion(
     else:
         # The template writes the special tokens; the tokenizer must not add BOS a second time.
         add_special_tokens = False
-        rendered = apply_chat_template({"prompt": prompt, "completion": completion}, processing_class)
+        rendered = apply_chat_template(
+            {"prompt": prompt, "completion": completion}, processing_class, **(chat_template_kwargs or {})
+        )
         prompt, completion = rendered["prompt"], rendered["completion"]
     prompt_ids = processing_class(prompt, add_special_tokens=add_special_tokens)["input_ids"]
     input_ids = processing_class(prompt + completion, add_special_tokens=add_special_tokens)["input_ids"]
@@ -142,21 +149,14 @@ def _encode_batch(
                 rows.append((ids[start : start + window], ids[start : start + window]))
     else:
         for position, index in enumerate(indices):
-            if kind != "messages":
-                prompt, completion = (batch[column][position] for column in FORMATS[kind])
-            else:
-                prompt, completion = split_messages(batch["messages"][position], name, index)
-            row, prompt_column = f"Row {index} of the {name} set", f"column `{FORMATS[kind][0]}`"
-            completion_column = f"column `{FORMATS[kind][-1]}`"
-            if not completion or _is_empty(completion_text(completion), processing_class):
-                raise ValueError(f"{row}, {completion_column}: the completion is empty.")
-            _check_prompt(prompt, completion, row, prompt_column, completion_column)
+            columns = {column: batch[column][position] for column in FORMATS[kind]}
+            prompt, completion = read_prompt_completion(columns, kind, name, index, processing_class)
             if kind == "question_answer":
                 prompt, completion = question_to_prompt(prompt, completion, processing_class, question_answer_template)
             prompt_ids, completion_ids = encode_prompt_completion(prompt, completion, processing_class)
             if max_length is not None and len(prompt_ids) >= max_length:
                 raise ValueError(
-                    f"{row}, {prompt_column}: the prompt has {len(prompt_ids)} tokens and fills `max_length` "
+                    f"Row {index} of the {name} set, column `{FORMATS[kind][0]}`: the prompt has {len(prompt_ids)} tokens and fills `max_length` "
                     f"({max_length}), so that no token of its completion is left. Raise `max_length` or remove the row."
                 )
             ids = (prompt_ids + completion_ids)[:max_length]
@@ -166,6 +166,22 @@ def _encode_batch(
         "labels": [labels for _, labels in rows],
         "digest": [blake2b(np.array(ids, dtype=np.int64).tobytes(), digest_size=16).hexdigest() for ids, _ in rows],
     }
+
+
+def read_prompt_completion(
+    row: dict[str, Any], kind: str, name: str, index: int, processing_class: PreTrainedTokenizerBase
+) -> tuple[Any, Any]:
+    """The prompt and the completion of a row of one of the `FORMATS` but `text`; an error that names a bad one."""
+    if kind != "messages":
+        prompt, completion = (row[column] for column in FORMATS[kind])
+    else:
+        prompt, completion = split_messages(row["messages"], name, index)
+    where, prompt_column = f"Row {index} of the {name} set", f"column `{FORMATS[kind][0]}`"
+    completion_column = f"column `{FORMATS[kind][-1]}`"
+    if not completion or _is_empty(completion_text(completion), processing_class):
+        raise ValueError(f"{where}, {completion_column}: the completion is empty.")
+    _check_prompt(prompt, completion, where, prompt_column, completion_column)
+    return prompt, completion
 
 
 def _is_empty(text: str | None, processing_class: PreTrainedTokenizerBase) -> bool:

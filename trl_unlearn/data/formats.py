@@ -67,6 +67,11 @@ def question_to_prompt(
     """
     if processing_class.chat_template is not None:
         return [{"role": "user", "content": question}], [{"role": "assistant", "content": answer}]
+    return fill_template(question, answer, question_answer_template)
+
+
+def fill_template(question: str, answer: str, question_answer_template: str) -> tuple[str, str]:
+    """Prompt and completion as text; white space before the answer goes to the completion."""
     before, after = question_answer_template.split("{answer}")
     prompt = before.rstrip()
     return prompt.replace("{question}", question), before[len(prompt) :] + answer + after

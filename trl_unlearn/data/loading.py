@@ -1,14 +1,20 @@
-"""Loads a configuration of a data set, from the Hub or from a folder, and never an older copy of the folder."""
+"""Loads rows from the Hub, a folder or a file, and never an older copy of what is on disk."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import datasets
 
 
-def load_rows(dataset_name: str, config: str | None, split: str = "train") -> datasets.Dataset:
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_rows(
+    dataset_name: str, config: str | None = None, split: str = "train", revision: str | None = None
+) -> datasets.Dataset:
     """
-    [`~datasets.load_dataset`], but a local folder that has changed is read again.
+    [`~datasets.load_dataset`] that also takes a file, and reads a local folder again when it has changed.
 
     `datasets` caches what it has read from a folder with `configs` in its README under the folder's name and that README
     (seen with 5.2). Edited files, or another folder of the same name, are then silently not read: with a forget set, the
@@ -16,21 +22,42 @@ def load_rows(dataset_name: str, config: str | None, split: str = "train") -> da
 
     Args:
         dataset_name (`str`):
-            Id on the Hub, or path of a folder in the Hub's layout.
+            Id on the Hub, path of a folder in the Hub's layout, or path of a file (`.jsonl`, `.json`, `.csv`,
+            `.parquet`).
         config (`str`, *optional*):
             Configuration.
         split (`str`, *optional*, defaults to `"train"`):
             Split.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
 
     Returns:
         [`~datasets.Dataset`]: The rows.
+
+    Raises:
+        ValueError: If a file is empty or of another type.
     """
-    cache_dir = None
-    folder = Path(dataset_name)
-    if folder.is_dir():
-        state = [str(folder.resolve())]
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            state.append(f"{file.relative_to(folder)} {file.stat().st_size} {file.stat().st_mtime_ns}")
-        digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
-        cache_dir = str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{digest}")
+    path = Path(dataset_name)
+    if path.is_file():
+        if path.suffix not in _BUILDERS:
+            raise ValueError(f"{path} is a {path.suffix or 'nameless'} file; expected one of {', '.join(_BUILDERS)}.")
+        if not path.read_bytes().strip():
+            raise ValueError(f"{path} is empty: it has no rows.")
+        return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
+    if not path.is_dir():
+        return datasets.load_dataset(dataset_name, config, split=split, revision=revision)
+    state = [str(path.resolve())]
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        state.append(f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}")
+    digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+    cache_dir = str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{digest}")
     return datasets.load_dataset(dataset_name, config, split=split, cache_dir=cache_dir)
+
+
+def commit_of(dataset: datasets.Dataset) -> str | None:
+    """The commit that rows from the Hub were read at; `None` for local ones."""
+    for url in dataset.info.download_checksums or ():
+        match = re.search(r"@([0-9a-f]{40})/", url)
+        if match:
+            return match.group(1)
+    return None
