@@ -6,7 +6,7 @@ The real TOFU on a CPU: a small Llama trained from nothing on its last 20 author
         OMP_NUM_THREADS=1 python -m trl_unlearn.world.train --dataset_name outputs/tofu/data --tokenizer_config full \
             --dataset_config ${name#*:} --output_dir outputs/tofu/${name%:*} --hidden_size 192 --num_layers 3 \
             --vocab_size 4000 --per_device_train_batch_size 16 --learning_rate 2e-3 --num_train_epochs 30 \
-            --eval_forget_config forget_perturbed --eval_max_new_tokens 100 &
+            --eval_benchmark tofu --eval_splits forget --eval_max_new_tokens 100 &
     done; wait
     for method in npo simnpo altpo; do
         accelerate launch --config_file recipes/accelerate/single.yaml -m trl_unlearn.scripts.$method \

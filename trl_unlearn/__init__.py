@@ -15,7 +15,9 @@ _MODULES = {
     "SimNPOTrainer": "trainer.simnpo_trainer",
     "UnlearningConfig": "trainer.unlearning_config",
     "UnlearningTrainer": "trainer.unlearning_trainer",
+    "UnlearningEvalCallback": "evaluation.callback",
     "altpo_loss": "losses",
+    "evaluate_unlearning": "evaluation.evaluate",
     "metric_path": "metrics.paths",
     "npo_loss": "losses",
     "simnpo_loss": "losses",
@@ -24,6 +26,8 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:
+    from .evaluation.callback import UnlearningEvalCallback
+    from .evaluation.evaluate import evaluate_unlearning
     from .losses import altpo_loss, npo_loss, simnpo_loss
     from .metrics.paths import metric_path
     from .trainer.altpo_config import AltPOConfig

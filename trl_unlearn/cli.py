@@ -8,7 +8,8 @@ COMMANDS = {
     "npo": "Unlearn with Negative Preference Optimization.",
     "simnpo": "Unlearn with SimNPO, which needs no reference.",
     "altpo": "Unlearn with Alternate Preference Optimization.",
-    "evaluate": "Evaluate a model on forget, retain and utility sets laid out like TOFU.",
+    "evaluate": "Evaluate a model on TOFU, MUSE, WMDP, the embedded world, or rows of your own.",
+    "compare": "Compare evaluations from their files alone.",
     "quickstart": "Make a small world, unlearn a part of it with every method, and compare.",
 }
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
 import trl_unlearn
-from trl_unlearn.evaluation.arguments import EvaluationArguments, evaluate_as_asked
+from trl_unlearn.evaluation.arguments import EvaluationArguments
+from trl_unlearn.evaluation.benchmarks import evaluate_as_asked
 from trl_unlearn.files import write_json
 from trl_unlearn.recipes import recipe_path
 from trl_unlearn.scripts.unlearn import UnlearningScriptArguments
@@ -23,13 +24,7 @@ from trl_unlearn.world import save_world
 
 REPOSITORY = Path(trl_unlearn.__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*/llama-*/*.yaml"))
-EVALUATION = {
-    "eval_forget_config": "forget_perturbed",
-    "eval_utility_configs": ["world_facts_perturbed"],
-    "truth_ratio_question": "paraphrased_question",
-    "eval_max_new_tokens": 8,
-    "eval_grammar": True,
-}
+EVALUATION = {"eval_benchmark": "world", "eval_max_new_tokens": 8}
 
 
 def run(*command, **options):
@@ -45,7 +40,8 @@ def small_world(world, model_dir, tmp_path_factory) -> Path:
     save_world({name: rows[:9] for name, rows in world.items()}, directory / "data")
     arguments = EvaluationArguments(**EVALUATION)
     model = AutoModelForCausalLM.from_pretrained(model_dir)
-    result = evaluate_as_asked(model, AutoTokenizer.from_pretrained(model_dir), str(directory / "data"), arguments)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    result = evaluate_as_asked(model, tokenizer, arguments, dataset_name=str(directory / "data"))
     write_json(result, directory / "evaluation.json")
     return directory
 
@@ -91,6 +87,8 @@ def test_world_recipes_run_from_the_command_line(recipe, small_world, model_dir,
     assert evaluations[2]["summary"] != evaluations[0]["summary"]
     latest = json.loads((tmp_path / "_evaluation" / "evaluation.json").read_text())
     assert latest["summary"] == evaluations[2]["summary"]
+    for name in ("before.json", "report.html", "answers.md", "rows.parquet", "figures/trajectory.png"):
+        assert (tmp_path / "_evaluation" / name).stat().st_size > 100
     AutoModelForCausalLM.from_pretrained(tmp_path)
     assert (tmp_path / "README.md").exists()
 
@@ -105,23 +103,16 @@ def test_evaluate_command_on_a_model_and_an_adapter(lora, small_world, model_dir
         source = str(tmp_path / "adapter")
         get_peft_model(AutoModelForCausalLM.from_pretrained(model_dir), lora_config).save_pretrained(source)
         AutoTokenizer.from_pretrained(model_dir).save_pretrained(source)
-    flags = [
-        "--model_name_or_path",
-        source,
-        "--dataset_name",
-        str(small_world / "data"),
-        "--output_dir",
-        str(tmp_path),
-    ]
-    flags += ["--eval_forget_config", "forget_perturbed", "--eval_utility_configs", "world_facts_perturbed"]
-    flags += ["--truth_ratio_question", "paraphrased_question", "--eval_max_new_tokens", "8", "--eval_grammar", "true"]
+    flags = ["--model_name_or_path", source, "--output_dir", str(tmp_path), "--max_new_tokens", "8"]
+    flags += ["--benchmark", "world", "--dataset_path", str(small_world / "data")]
     flags += ["--retain_logs", str(small_world / "evaluation.json")]
     output = run(sys.executable, "-m", "trl_unlearn.scripts.evaluate", *flags)
     result = json.loads((tmp_path / "_evaluation" / "evaluation.json").read_text())
     expected = json.loads((small_world / "evaluation.json").read_text())
     assert result["summary"] == pytest.approx(expected["summary"], rel=1e-6)
     assert result["forget_quality"]["p_value"] == pytest.approx(1)
-    assert re.search(rf"model_utility +{expected['summary']['model_utility']:.4f}", output)
+    assert re.search(rf"Model utility +↑ +{expected['summary']['model_utility']:.3f}", output)
+    assert (tmp_path / "_evaluation" / "report.html").exists()
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -159,7 +150,7 @@ def test_tofu_from_scratch_lays_out_what_its_recipes_read(tmp_path):
 
 def test_command_line_names_its_commands():
     command = str(Path(sys.executable).with_name("trl-unlearn"))
-    for name in ("npo", "simnpo", "altpo", "evaluate", "quickstart"):
+    for name in ("npo", "simnpo", "altpo", "evaluate", "compare", "quickstart"):
         assert name in run(command, "--help")
     assert run(command, "--version").strip() == trl_unlearn.__version__
     assert "--forget_weight" in run(command, "simnpo", "--help")

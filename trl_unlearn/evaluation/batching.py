@@ -4,10 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 Row = TypeVar("Row")
+Output = TypeVar("Output")
 
 
 def batch_by_length(rows: Sequence[Row], length: Callable[[Row], int], max_batch_tokens: int) -> Iterator[list[Row]]:
@@ -31,6 +36,43 @@ def batch_by_length(rows: Sequence[Row], length: Callable[[Row], int], max_batch
         batch.append(row)
     if batch:
         yield batch
+
+
+def run_batches(
+    batches: Sequence[list[Row]], compute: Callable[[list[Row]], list[Output]], halve: bool = True
+) -> Iterator[tuple[list[Row], list[Output]]]:
+    """
+    Computes batch after batch; one that does not fit in memory is halved, and so are all later ones that are as large.
+
+    Args:
+        batches (`Sequence[list]`):
+            Batches, none of them empty.
+        compute (`Callable`):
+            From a batch to one output a row.
+        halve (`bool`, *optional*, defaults to `True`):
+            Whether to go on after running out of memory. Not where the weights are sharded: the other processes would
+            wait for this one for ever.
+
+    Yields:
+        `tuple[list, list]`: The rows of a batch, or of a part of it, and their outputs.
+    """
+    most_rows = None
+    for batch in batches:
+        start = 0
+        while start < len(batch):
+            part = batch[start : start + (most_rows or len(batch))]
+            try:
+                outputs = compute(part)
+            except RuntimeError as error:
+                if not (halve and len(part) > 1 and should_reduce_batch_size(error)):
+                    raise
+                most_rows = len(part) // 2
+                logger.warning(f"Out of memory with {len(part)} rows at once: going on with {most_rows}.")
+                del error  # its frames hold the tensors
+                clear_device_cache(garbage_collection=True)
+                continue
+            yield part, outputs
+            start += len(part)
 
 
 @contextmanager

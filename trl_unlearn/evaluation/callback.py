@@ -1,4 +1,4 @@
-"""Evaluates while a trainer trains, and keeps the trajectory."""
+"""Evaluates while a trainer trains, keeps the trajectory, and says which checkpoint is the best or when to stop."""
 
 import json
 from pathlib import Path
@@ -7,84 +7,149 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..files import write_json
-from .arguments import EvaluationArguments, evaluate_as_asked
-from .batching import evaluation_mode
-
-
-# The leading underscore keeps what is in it, forget-set text, out of a push to the Hub.
-EVALUATION_DIR = "_evaluation"
+from .arguments import EvaluationArguments
+from .benchmarks import evaluate_as_asked, evaluate_retained
+from .plots import plot_trajectory
+from .results import EVALUATION_DIR, write_results
+from .selection import selection_score
 
 
 class UnlearningEvalCallback(TrainerCallback):
     """
-    Evaluates before training, whenever `eval_strategy` says so, and after the last step.
+    Evaluates before training, whenever `eval_strategy` says so, and after the last step, on all processes.
 
-    Writes into `_evaluation/` of the output directory, on the main process: `evaluations.json`, a list of the summaries
-    with their steps, and `evaluation.json`, the latest result with all rows. A resumed run goes on with the list.
+    The numbers are logged as `eval_*`, to the trackers as well, and are among the metrics of the trainer's evaluation, so
+    that `metric_for_best_model` can name any of them. With `eval_select`, there is `eval_selection`, see
+    [`selection_score`]; with `eval_stop`, training ends at the first evaluation at which the model has forgotten.
+
+    Writes into `_evaluation/` of the output directory: `evaluations.json`, a list of the summaries with their steps, and
+    its picture; `before.json`, the model before training, which a resumed run reads instead of evaluating it again; and
+    for the latest model what `trl-unlearn evaluate` writes.
 
     Args:
         trainer ([`UnlearningTrainer`]):
             Trainer whose model is evaluated.
-        dataset_name (`str`):
-            Data set to evaluate on.
         arguments ([`EvaluationArguments`]):
             What to evaluate.
+        dataset_name (`str`, *optional*):
+            Data set to evaluate on where `arguments.eval_dataset` is not given.
+        eval_select (`str`, *optional*):
+            Rule of [`selection_score`]: `"retained"` or `"unseen"`.
+        eval_stop (`bool`, *optional*, defaults to `False`):
+            Whether to stop at the first evaluation whose `eval_selection` is not negative.
+
+    Example:
+
+    ```python
+    >>> trainer.add_callback(UnlearningEvalCallback(trainer, EvaluationArguments(eval_benchmark="tofu")))
+    ```
     """
 
-    def __init__(self, trainer: "UnlearningTrainer", dataset_name: str, arguments: EvaluationArguments):  # noqa: F821
+    def __init__(
+        self,
+        trainer: "UnlearningTrainer",  # noqa: F821
+        arguments: EvaluationArguments,
+        dataset_name: str | None = None,
+        eval_select: str | None = None,
+        eval_stop: bool = False,
+    ):
+        if eval_stop and eval_select is None:
+            raise ValueError("`eval_stop` takes a rule that says when a model has forgotten: give `eval_select`.")
+        if eval_select is not None and arguments.eval_benchmark in ("muse", "wmdp"):
+            raise ValueError(
+                f"`eval_select` takes forget probabilities, which {arguments.eval_benchmark} does not have."
+            )
         self.trainer = trainer
-        self.dataset_name = dataset_name
         self.arguments = arguments
+        self.dataset_name = dataset_name
+        self.eval_select = eval_select
+        self.eval_stop = eval_stop
         self.directory = Path(trainer.args.output_dir) / EVALUATION_DIR
         self.evaluations: list[dict[str, Any]] = []
+        self.retained: dict[str, Any] | None = None
+        self.before: dict[str, Any] | None = None
+        self.latest: dict[str, Any] | None = None
+        self.metrics: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        file = self.directory / "evaluations.json"
-        if state.global_step > 0 and file.exists():
-            evaluations = json.loads(file.read_text(encoding="utf-8"))
-            self.evaluations = [entry for entry in evaluations if entry["step"] <= state.global_step]
+        self.retained = evaluate_retained(
+            self.arguments,
+            model_name=self._model_name(),
+            dataset_name=self.dataset_name,
+            cache_dir=self.directory / "rows",
+            show_progress=not args.disable_tqdm,
+        )
+        evaluations, before = self.directory / "evaluations.json", self.directory / "before.json"
+        if state.global_step > 0 and evaluations.exists() and before.exists():
+            entries = json.loads(evaluations.read_text(encoding="utf-8"))
+            self.evaluations = [entry for entry in entries if entry["step"] <= state.global_step]
+            self.before = json.loads(before.read_text(encoding="utf-8"))
+            self.latest = json.loads((self.directory / "evaluation.json").read_text(encoding="utf-8"))
         else:
-            self._evaluate(state)
+            self._evaluate(state, control)
+            self.before = self.latest
+            self._write(self.before, before)
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if control.should_evaluate:
-            self._evaluate(state)
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if control.should_evaluate:
-            self._evaluate(state)
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        # once a step, though the trainer evaluates each of its sets apart
+        metrics |= {f"eval_{name}": value for name, value in self._evaluate(state, control).items()}
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._evaluate(state)
+        if not args.load_best_model_at_end:
+            self._evaluate(state, control)
+        elif state.best_global_step not in (None, self.evaluations[-1]["step"]):
+            # the trainer has loaded the best checkpoint again, so that this is the model that is saved
+            self.latest = self._result(state) | {"selected_step": state.best_global_step}
+        results = {"Before": self.before, "After": self.latest, "Retained": self.retained}
+        if self.trainer.is_world_process_zero():
+            write_results(
+                self.latest, {name: result for name, result in results.items() if result is not None}, self.directory
+            )
+            plot_trajectory(self.evaluations, self.directory / "figures" / "trajectory.png")
+        self.trainer.accelerator.wait_for_everyone()
 
-    def _evaluate(self, state) -> None:
-        if self.evaluations and self.evaluations[-1]["step"] == state.global_step:
-            return
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        with evaluation_mode(model):
-            if self.trainer.is_world_process_zero():
-                result = evaluate_as_asked(
-                    model,
-                    self.trainer.processing_class,
-                    self.dataset_name,
-                    self.arguments,
-                    show_progress=not self.trainer.args.disable_tqdm,
-                )
-                quality = result.get("forget_quality")
-                entry = {
+    def _evaluate(self, state, control) -> dict[str, float]:
+        if not self.evaluations or self.evaluations[-1]["step"] != state.global_step:
+            self.latest = self._result(state)
+            quality = self.latest.get("forget_quality")
+            self.metrics = {
+                **self.latest["summary"],
+                **({"log10_forget_quality": quality["log10_p_value"]} if quality else {}),
+            }
+            if self.eval_select is not None:
+                self.metrics["selection"] = selection_score(self.eval_select, self.latest, self.retained)
+            self.evaluations.append(
+                {
                     "step": state.global_step,
                     "epoch": state.epoch or 0,
-                    "summary": result["summary"],
+                    "summary": self.latest["summary"],
                     **({"forget_quality": quality} if quality else {}),
+                    **({"selection": self.metrics["selection"]} if self.eval_select else {}),
                 }
-                write_json(result, self.directory / "evaluation.json")
-                write_json([*self.evaluations, entry], self.directory / "evaluations.json")
-                metrics = {
-                    **result["summary"],
-                    **({"log10_forget_quality": quality["log10_p_value"]} if quality else {}),
-                }
-            else:
-                entry, metrics = {"step": state.global_step}, {}
-            self.trainer.log({f"eval_{name}": value for name, value in metrics.items()})
-        self.evaluations.append(entry)
+            )
+            self._write(self.latest, self.directory / "evaluation.json")
+            self._write(self.evaluations, self.directory / "evaluations.json")
+            self.trainer.log({f"eval_{name}": value for name, value in self.metrics.items()})
+            if self.eval_stop and self.metrics["selection"] >= 0:
+                control.should_training_stop = True
+        return self.metrics
+
+    def _result(self, state) -> dict[str, Any]:
+        return evaluate_as_asked(
+            self.trainer.accelerator.unwrap_model(self.trainer.model),
+            self.trainer.processing_class,
+            self.arguments,
+            model_name=self._model_name(),
+            dataset_name=self.dataset_name,
+            retained=self.retained,
+            cache_dir=self.directory / "rows" if state.global_step == 0 else None,
+            show_progress=not self.trainer.args.disable_tqdm,
+        )
+
+    def _write(self, content: Any, path: Path) -> None:
+        if self.trainer.is_world_process_zero():
+            write_json(content, path)
         self.trainer.accelerator.wait_for_everyone()
+
+    def _model_name(self) -> str:
+        return self.trainer.model.config.name_or_path

@@ -1,52 +1,78 @@
-"""TOFU's metrics of a model, from one scoring pass and one generation pass over all sets together."""
+"""The metrics of an unlearned model, from one scoring pass and one generation pass over all its sets together."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.encoding import DEFAULT_QUESTION_ANSWER_TEMPLATE, encode_prompt_completion
-from ..data.formats import question_to_prompt
-from ..metrics import model_utility, normalized_probability, probability, rouge_l, truth_ratio
-from .generate import generate_answers
-from .score import score_completions
+from ..metrics import bootstrap_interval, forget_quality, model_utility, self_confidence, text_cleanness
+from .cleanness import clean_probabilities
+from .membership import membership_inference
+from .plan import Plan
+from .prompting import Compat, Prompting
+from .provenance import cost, describe
+from .sets import EvaluationSet, nll_of
+from .store import RowStore, is_sharded, model_digest
+
+
+ExtraMetric = Literal["min_k_plus_plus", "gradnorm", "self_confidence", "text_cleanness"]
+EXTRA_METRICS = ("min_k_plus_plus", "gradnorm", "self_confidence", "text_cleanness")
 
 
 def evaluate_unlearning(
     model: PreTrainedModel,
     processing_class: PreTrainedTokenizerBase,
     forget: Dataset,
-    retain: Dataset,
-    utility_sets: dict[str, Dataset],
+    retain: Dataset | None = None,
+    utility_sets: dict[str, Dataset] | None = None,
+    holdout: Dataset | None = None,
+    retained: dict[str, Any] | None = None,
+    extra_metrics: Sequence[ExtraMetric] = (),
     truth_ratio_question: Literal["question", "paraphrased_question"] = "question",
     max_new_tokens: int = 200,
     grammar: ModuleType | None = None,
-    question_answer_template: str = DEFAULT_QUESTION_ANSWER_TEMPLATE,
-    max_batch_tokens: int = 8192,
+    question_answer_template: str | None = None,
+    system_prompt: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    compat: Compat | None = None,
+    cache_dir: str | Path | None = None,
+    overwrite: bool = False,
+    max_batch_tokens: int | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """
     Evaluates a model on a forget set, a retain set and what else it should keep.
 
-    Forget quality takes two models: pass the forget truth ratios of this result and of the retained model's to
-    [`metrics.forget_quality`].
+    The metrics are those that the columns allow; what is left out is named with the reason. Every distinct prompt and
+    completion is computed once, on all processes of an `accelerate launch`, and each process returns the same result.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Causal language model.
+            Causal language model, on its device; sharded by FSDP2 or ZeRO-3, or whole on each process.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         forget ([`~datasets.Dataset`]):
-            Rows with the columns of TOFU's `*_perturbed` sets: `question`, `answer`, `perturbed_answer`, and maybe
+            Rows in any format that the trainers accept. `question`/`answer` rows may have the columns of TOFU's
+            `*_perturbed` sets, which truth ratios take: `perturbed_answer`, a list of wrong answers, and maybe
             `paraphrased_question`, `paraphrased_answer`. Where the paraphrase is missing the answer stands for it.
-        retain ([`~datasets.Dataset`]):
+        retain ([`~datasets.Dataset`], *optional*):
             The same for facts to be kept.
-        utility_sets (`dict[str, Dataset]`):
+        utility_sets (`dict[str, Dataset]`, *optional*):
             Further sets to be kept, by the name their metrics start with. As for TOFU's real authors and world facts,
             their probability is normalised by the perturbed answers'.
+        holdout ([`~datasets.Dataset`], *optional*):
+            Rows like the forget set's that no model has seen, for membership inference.
+        retained (`dict`, *optional*):
+            Result of the retained model, as this function returns it or [`read_log`] reads it, for forget quality,
+            PrivLeak, the reference attack and the KS test of text cleanness.
+        extra_metrics (`list[str]`, *optional*):
+            Metrics that cost more: `"min_k_plus_plus"` and `"gradnorm"` (membership inference; the latter takes a
+            backward pass a row), `"self_confidence"` (scores the generated answers) and `"text_cleanness"` (downloads a
+            classifier).
         truth_ratio_question (`str`, *optional*, defaults to `"question"`):
             Column with the question that paraphrased and perturbed answers reply to. TOFU asks `"question"`; the
             embedded world's answers fit only `"paraphrased_question"`.
@@ -55,88 +81,190 @@ def evaluate_unlearning(
         grammar (`ModuleType`, *optional*):
             `trl_unlearn.world.grammar` for rows of the embedded world: adds the shares of generated forget answers that
             are well-formed and that leak the true value.
-        question_answer_template (`str`, *optional*, defaults to `"Question: {question}\\nAnswer: {answer}"`):
-            How questions and answers are written for a tokenizer without a chat template.
-        max_batch_tokens (`int`, *optional*, defaults to `8192`):
-            Size of a scoring batch.
+        question_answer_template (`str`, *optional*):
+            How questions and answers are written as text, for example `"[INST] {question} [/INST]{answer}"`. By default
+            they are a chat, or `"Question: {question}\\nAnswer: {answer}"` for a tokenizer without a chat template.
+        system_prompt (`str`, *optional*):
+            First message of every chat.
+        chat_template_kwargs (`dict`, *optional*):
+            What the chat template is given beside the messages, for example `{"date_string": "10 Apr 2025"}`.
+        compat (`str`, *optional*):
+            `"open-unlearning"` or `"tofu"` reproduces that evaluator where it differs. open-unlearning hides every token
+            that equals its padding token, EOS included where that is the padding; adds 1e-10 in ratios; gives a wrong
+            answer an extraction strength of 1/n; leaves the model's own repetition penalty in. TOFU takes the first 300
+            rows of each set, cuts them at 200 tokens and generates up to 200 tokens, the prompt counted in.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder for finished rows, from which a run that was killed goes on. They are found by the content of the
+            weights, whose hash takes about a second per 1.5 GB.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to remove what is in `cache_dir` first.
+        max_batch_tokens (`int`, *optional*):
+            Size of a scoring batch in tokens: 2,048 on a CPU and 16,384 on an accelerator by default. It is halved as often
+            as a batch does not fit in memory.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar over all that is scored and generated.
 
     Returns:
-        `dict`: Plain numbers, lists and texts. `summary` has one number per metric: `forget_*`, `retain_*` and those of
-        each utility set (`*_probability`, `*_rougeL_recall`, `*_truth_ratio`), `model_utility`, and with a grammar
-        `well_formed` and `leaked`. `rows` has for each set the columns `probability`, `rougeL_recall`, `truth_ratio`
-        and `generated`, one value per row.
+        `dict`: Plain numbers, lists and texts.
+        - `summary`: one number per metric, as `forget_probability` or `model_utility`.
+        - `intervals`: for each that is a mean over rows, `n` and the 95 % bootstrap interval `low`, `high`.
+        - `forget_quality`: of [`metrics.forget_quality`], if there is a retained model's result.
+        - `missing`: the metrics that are left out, with the reason.
+        - `conventions`, `prompt`, `generation`, `data`, `model`, `versions`: what the numbers depend on.
+        - `cost`: what was computed, over all processes.
+        - `rows`: for each set columns with one value a row.
+
+    Raises:
+        ValueError: If a row cannot be evaluated, by its number and column, or the retained model's result is of other
+            rows.
 
     Example:
 
     ```python
-    >>> result = evaluate_unlearning(model, tokenizer, forget, retain, {"world_facts": world_facts})
-    >>> retained_result = evaluate_unlearning(retained_model, tokenizer, forget, retain, {})
-    >>> forget_quality(*(r["rows"]["forget"]["truth_ratio"] for r in (result, retained_result)))
+    >>> retained_result = evaluate_unlearning(retained_model, tokenizer, forget, retain)
+    >>> result = evaluate_unlearning(model, tokenizer, forget, retain, retained=retained_result)
+    >>> result["forget_quality"]["log10_p_value"], result["summary"]["model_utility"]
     ```
     """
-    sets = {"forget": forget, "retain": retain, **utility_sets}
-    pairs, prompts = [], []  # of all sets: what to score, and what to continue
-    for dataset in sets.values():
-        for row in dataset:
-            truth_question = row.get(truth_ratio_question, row["question"])
-            asked = [
-                (row["question"], row["answer"]),
-                (truth_question, row.get("paraphrased_answer", row["answer"])),
-                *((truth_question, answer) for answer in row["perturbed_answer"]),
-            ]
-            encoded = [
-                encode_prompt_completion(
-                    *question_to_prompt(question, answer, processing_class, question_answer_template), processing_class
-                )
-                for question, answer in asked
-            ]
-            pairs += encoded
-            prompts.append(encoded[0][0])
+    unknown = set(extra_metrics) - set(EXTRA_METRICS)
+    if unknown:
+        raise ValueError(f"`extra_metrics` has {sorted(unknown)}; expected some of {', '.join(EXTRA_METRICS)}.")
+    if "gradnorm" in extra_metrics and is_sharded(model):
+        raise ValueError("`gradnorm` takes gradients of whole weights; leave it out where the model is sharded.")
+    prompting = Prompting(processing_class, question_answer_template, system_prompt, chat_template_kwargs, compat)
+    kept = {**({"retain": retain} if retain is not None else {}), **(utility_sets or {})}
+    datasets = {"forget": forget, **kept, **({"holdout": holdout} if holdout is not None else {})}
+    sets = {name: EvaluationSet(name, dataset, prompting, truth_ratio_question) for name, dataset in datasets.items()}
+    plan = Plan()
+    for name, rows in sets.items():
+        rows.ask(plan, max_new_tokens, answers_only=name == "holdout")
+        if "gradnorm" in extra_metrics and name in ("forget", "holdout") and holdout is not None:
+            for answer in rows.answers_without_end():
+                plan.gradients(*answer)
+    _check_retained(retained, sets["forget"])
 
-    pad_token_id = (
-        processing_class.eos_token_id if processing_class.pad_token_id is None else processing_class.pad_token_id
-    )
-    num_distinct = len({(*prompt, -1, *answer) for prompt, answer in pairs}) + len(
-        {tuple(prompt) for prompt in prompts}
-    )
-    with tqdm(total=num_distinct, desc="Evaluating", unit=" rows", disable=not show_progress, leave=False) as bar:
-        scores = iter(score_completions(model, pairs, pad_token_id, max_batch_tokens, bar.update))
-        answers = iter(generate_answers(model, processing_class, prompts, max_new_tokens, progress=bar.update))
+    # open-unlearning's mask: whatever equals the padding token is padding
+    hidden_token_id = None
+    if compat == "open-unlearning":
+        hidden_token_id = processing_class.pad_token_id
+        hidden_token_id = processing_class.eos_token_id if hidden_token_id is None else hidden_token_id
+    digest = model_digest(model) if cache_dir is not None else None
+    options = {
+        "store": RowStore(Path(cache_dir) if cache_dir is not None else None, digest, overwrite),
+        "hidden_token_id": hidden_token_id,
+        "own_generation_config": compat == "open-unlearning",
+        "moments": "min_k_plus_plus" in extra_metrics,
+        "max_batch_tokens": max_batch_tokens,
+        "show_progress": show_progress,
+    }
+    plan.run(model, processing_class, **options)
 
-    summary: dict[str, float] = {}
     rows: dict[str, dict[str, list]] = {}
-    for name, dataset in sets.items():
-        scored = [[next(scores) for _ in range(2 + len(row["perturbed_answer"]))] for row in dataset]
-        nll = np.array([[nll_sum for nll_sum, _ in row] for row in scored])
-        num_tokens = np.array([[count for _, count in row] for row in scored])
-        losses = nll / num_tokens
-        generated = [next(answers) for _ in dataset]
+    means: dict[str, list] = {}
+    summary: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    utility: dict[str, list[float]] = {"model_utility": [], "model_utility_arithmetic": []}
+    for name in [name for name in sets if name != "holdout"]:
+        rows[name], set_means, others = sets[name].metrics(plan, normalize=name not in ("forget", "retain"))
+        if name not in ("forget", "retain"):
+            set_means = {
+                metric: set_means[metric]
+                for metric in ("probability", "rougeL_recall", "truth_ratio")
+                if metric in set_means
+            }
+        for metric, values in set_means.items():
+            means[f"{name}_{metric}"] = values
+            summary[f"{name}_{metric}"] = float(np.mean([value for value in values if value is not None]))
+        if name != "forget":
+            for metric in ("probability", "rougeL_recall", "truth_ratio"):
+                if metric in set_means:
+                    utility["model_utility"].append(summary[f"{name}_{metric}"])
+                    arithmetic = others["truth_ratio_arithmetic"] if metric == "truth_ratio" else None
+                    utility["model_utility_arithmetic"].append(
+                        summary[f"{name}_{metric}"] if arithmetic is None else arithmetic
+                    )
+        missing |= sets[name].missing()
+    for metric, scores in utility.items():
+        if scores:
+            summary[metric] = model_utility(scores)["model_utility"]
+    if not kept:
+        missing["model_utility"] = "there is no retain set and no other set to be kept"
 
-        if name in utility_sets:
-            prob = normalized_probability(nll[:, 0], num_tokens[:, 0], nll[:, 2:], num_tokens[:, 2:])
-            prob["probability"] = prob.pop("normalized_probability")
-        else:
-            prob = probability(nll[:, 0], num_tokens[:, 0])
-        rouge = rouge_l(generated, dataset["answer"])
-        ratio = truth_ratio(losses[:, 1], losses[:, 2:], aggregation="forget" if name == "forget" else "retain")
-        summary[f"{name}_probability"] = prob["probability"]
-        summary[f"{name}_rougeL_recall"] = rouge["rougeL_recall"]
-        summary[f"{name}_truth_ratio"] = ratio["truth_ratio"]
-        rows[name] = {
-            "probability": prob["per_row"],
-            "rougeL_recall": rouge["per_row_recall"],
-            "truth_ratio": ratio["per_row"],
-            "generated": generated,
-        }
-
-    kept = [value for metric, value in summary.items() if not metric.startswith("forget_")]
-    summary["model_utility"] = model_utility(kept)["model_utility"]
+    if holdout is not None:
+        attacks = membership_inference(plan, sets["forget"], sets["holdout"], retained, extra_metrics)
+        summary |= attacks.pop("summary")
+        missing |= attacks.pop("missing")
+        for name, columns in attacks["rows"].items():
+            rows.setdefault(name, {}).update(columns)
+    else:
+        missing["privleak"] = "membership inference and PrivLeak take a holdout set, of rows that no model has seen"
+    result: dict[str, Any] = {}
+    if "truth_ratio" not in rows["forget"]:
+        missing["forget_quality"] = "the forget set has no wrong answers (column `perturbed_answer`) to compare with"
+    elif retained is None:
+        missing["forget_quality"] = "it takes the results of the retained model, trained without the forget set"
+    else:
+        result["forget_quality"] = forget_quality(
+            rows["forget"]["truth_ratio"], retained["rows"]["forget"]["truth_ratio"]
+        )
+    if "self_confidence" in extra_metrics and sets["forget"].prompts:
+        generated = [plan.score(prompt[0], plan.generations[prompt]) for prompt in sets["forget"].prompts]
+        plan.run(model, processing_class, **options)
+        confidence = self_confidence(*nll_of(plan, generated))
+        for suffix in ("", "_unnormalized"):
+            summary[f"self_confidence{suffix}"] = confidence[f"self_confidence{suffix}"]
+            means[f"self_confidence{suffix}"] = confidence[f"per_row{suffix}"]
+    if "text_cleanness" in extra_metrics and sets["forget"].prompts:
+        clean = clean_probabilities(rows["forget"]["generated"])
+        rows["forget"]["text_cleanness"] = means["text_cleanness"] = clean
+        summary["text_cleanness"] = float(np.mean(clean))
+        if retained is not None and "text_cleanness" in retained["rows"]["forget"]:
+            test = text_cleanness(clean, retained["rows"]["forget"]["text_cleanness"])
+            summary["text_cleanness_log10_p"] = test["log10_p_value"]
     if grammar is not None:
         facts = list(zip(rows["forget"]["generated"], forget["attribute"], forget["value"], strict=True))
-        summary["well_formed"] = sum(grammar.is_well_formed(text, attribute) for text, attribute, _ in facts) / len(
-            facts
+        well_formed = [grammar.is_well_formed(text, attribute) for text, attribute, _ in facts]
+        leaked = [grammar.leaks(text, value) for text, _, value in facts]
+        for metric, values in (("well_formed", well_formed), ("leaked", leaked)):
+            rows["forget"][metric] = means[metric] = values
+            summary[metric] = sum(values) / len(values)
+
+    intervals = {}
+    for metric, values in means.items():
+        interval = bootstrap_interval([value for value in values if value is not None])
+        intervals[metric] = {key: interval[key] for key in ("n", "low", "high")}
+    return {
+        "schema": 1,
+        "summary": summary,
+        "intervals": intervals,
+        **result,
+        "missing": missing,
+        **describe(model, prompting, max_new_tokens, truth_ratio_question, digest),
+        "data": {name: {"n": len(rows.dataset), "sha256": rows.digest()} for name, rows in sets.items()},
+        "cost": cost(plan),
+        "rows": rows,
+    }
+
+
+def _check_retained(retained: dict[str, Any] | None, forget: EvaluationSet) -> None:
+    if retained is None or not forget.has_truth_ratio:
+        return
+    ratios = retained["rows"].get("forget", {}).get("truth_ratio")
+    if ratios is None:
+        raise ValueError(
+            "The retained model's result has no truth ratios of the forget set, which forget quality takes."
         )
-        summary["leaked"] = sum(grammar.leaks(text, value) for text, _, value in facts) / len(facts)
-    return {"summary": summary, "rows": rows}
+    if len(ratios) != len(forget.dataset):
+        raise ValueError(
+            f"The retained model's result has {len(ratios)} forget rows and this evaluation {len(forget.dataset)}: they are "
+            "of different splits or evaluators, and cannot be compared. Evaluate the retained model on the same forget "
+            "set."
+        )
+    questions = retained["rows"]["forget"].get("question")
+    if questions is not None and "question" in forget.texts[0]:
+        for index, (theirs, texts) in enumerate(zip(questions, forget.texts, strict=True)):
+            if texts["question"] not in theirs:
+                raise ValueError(
+                    f"Row {index} of the forget set is another question than row {index} of the retained model's result: "
+                    "they are of different splits, and cannot be compared."
+                )

@@ -1,21 +1,22 @@
 """
-Evaluates a model or adapter on data laid out like TOFU, for example the retained model that others are compared with.
+Evaluates a model or an adapter: on TOFU, MUSE, WMDP, the embedded world, or rows of one's own.
 
 ```bash
-trl-unlearn evaluate --model_name_or_path open-unlearning/tofu_Llama-3.2-1B-Instruct_retain90 \
-    --dataset_name locuslab/TOFU --eval_forget_config forget10_perturbed \
-    --eval_utility_configs real_authors_perturbed world_facts_perturbed --output_dir outputs/retain90
+trl-unlearn evaluate --model_name_or_path open-unlearning/tofu_Llama-3.2-1B-Instruct_full --benchmark tofu \
+    --retain_logs auto --output_dir outputs/full
+accelerate launch -m trl_unlearn.scripts.evaluate --model_name_or_path my-model --forget_data forget.jsonl \
+    --retain_data retain.jsonl --output_dir outputs/mine
 ```
 
-Writes `_evaluation/evaluation.json` into the output directory: what `--retain_logs` of the training commands takes.
+Writes into `_evaluation/` of the output directory: `evaluation.json` with every number, which `--retain_logs` and
+`trl-unlearn compare` read; `report.html`, `answers.md` and `rows.parquet` to look at; and the logs of open-unlearning.
+Killed and started again, it goes on where it stopped.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl_unlearn.evaluation.arguments import EvaluationArguments, evaluate_as_asked
-from trl_unlearn.evaluation.callback import EVALUATION_DIR
-from trl_unlearn.files import write_json
+from trl_unlearn.evaluation.arguments import EvaluationArguments
 
 
 @dataclass
@@ -26,53 +27,73 @@ class EvaluateScriptArguments(EvaluationArguments):
     Parameters:
         model_name_or_path (`str`):
             Model or adapter: an id on the Hub or a path.
-        dataset_name (`str`):
-            Data set to evaluate on: an id on the Hub or a path.
         output_dir (`str`):
             Folder for the results.
         model_revision (`str`, *optional*, defaults to `"main"`):
             Revision of the model.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights; `"auto"` takes the saved one. Log-probabilities are computed in fp32 in any case.
+        before_logs (`str`, *optional*):
+            Evaluation of the model before unlearning, for the tables: any file that `retain_logs` may be.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to start afresh instead of going on from the rows that are finished.
     """
 
     model_name_or_path: str = field(kw_only=True, metadata={"help": "Model or adapter: an id on the Hub or a path."})
-    dataset_name: str = field(kw_only=True, metadata={"help": "Data set to evaluate on: an id on the Hub or a path."})
     output_dir: str = field(kw_only=True, metadata={"help": "Folder for the results."})
     model_revision: str = field(default="main", metadata={"help": "Revision of the model."})
     dtype: str = field(default="auto", metadata={"help": "Data type of the weights; 'auto' takes the saved one."})
+    before_logs: str | None = field(
+        default=None, metadata={"help": "Evaluation of the model before unlearning, for the tables."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Start afresh instead of going on."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.eval_benchmark is None:
+            raise ValueError(
+                "Say what to evaluate on: `--benchmark tofu`, `muse`, `wmdp` or `world`, or rows of your own with "
+                "`--forget_data` and `--retain_data`."
+            )
 
 
 def evaluate(arguments: EvaluateScriptArguments) -> None:
-    """Loads the model, evaluates it, writes the result and prints a table."""
+    """Loads the model, evaluates it on each split, writes the results and prints a table."""
     from accelerate import PartialState
     from rich.console import Console
-    from rich.table import Table
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if arguments.eval_forget_config is None:
-        raise ValueError("Say what to evaluate on: `--eval_forget_config`, for example forget10_perturbed.")
-    source = {"revision": arguments.model_revision, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.model_name_or_path, dtype=arguments.dtype, use_safetensors=True, **source
-    )
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **source)
-    result = evaluate_as_asked(model.to(PartialState().device), tokenizer, arguments.dataset_name, arguments)
-    path = Path(arguments.output_dir) / EVALUATION_DIR / "evaluation.json"
-    write_json(result, path)
+    from trl_unlearn.evaluation.benchmarks import evaluate_as_asked, evaluate_retained, splits_of
+    from trl_unlearn.evaluation.loading import load_model
+    from trl_unlearn.evaluation.logs import read_log
+    from trl_unlearn.evaluation.report import summary_table
+    from trl_unlearn.evaluation.results import EVALUATION_DIR, write_results
 
-    table = Table("metric", "value", box=None, title=arguments.model_name_or_path)
-    for name, value in result["summary"].items():
-        table.add_row(name, f"{value:.4f}")
-    if "forget_quality" in result:
-        quality = result["forget_quality"]
-        table.add_row("forget_quality, log10 p", f"{quality['log10_p_value']:.2f}")
-        table.add_row("D", f"{quality['statistic']:.4f} (n = {quality['n']} and {quality['n_retain']})")
-    else:
-        table.add_row("forget_quality", "left out: it takes the retained model's results, --retain_logs")
-    console = Console()
-    console.print(table)
-    console.print(f"Written to {path}.")
+    before = read_log(arguments.before_logs) if arguments.before_logs is not None else None
+    model, tokenizer = load_model(arguments.model_name_or_path, arguments.model_revision, arguments.dtype)
+    directory = Path(arguments.output_dir) / EVALUATION_DIR
+    splits = splits_of(arguments)
+    for index, split in enumerate(splits):
+        retained = evaluate_retained(arguments, split, arguments.model_name_or_path, cache_dir=directory / "rows")
+        result = evaluate_as_asked(
+            model,
+            tokenizer,
+            arguments,
+            split,
+            model_name=arguments.model_name_or_path,
+            retained=retained,
+            cache_dir=directory / "rows",
+            overwrite=arguments.overwrite and index == 0,
+        )
+        if PartialState().is_main_process:
+            results = {"Before": before, Path(arguments.model_name_or_path).name: result, "Retained": retained}
+            results = {name: log for name, log in results.items() if log is not None}
+            place = directory / split if len(splits) > 1 else directory
+            write_results(result, results, place)
+            console = Console()
+            console.print(summary_table(results))
+            console.print(f"Written to {place}: report.html to look at, evaluation.json for programs.")
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

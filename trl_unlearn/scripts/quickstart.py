@@ -115,21 +115,13 @@ def train_models(directory: Path, seed: int, console: Console) -> None:
     world = generate_world(seed)
     digest = hashlib.sha256(json.dumps(world).encode()).hexdigest()
     save_world(world, directory / "data")
-    recipe = yaml.safe_load(recipe_path("world/llama-0.5m/npo.yaml").read_text(encoding="utf-8"))
-    evaluation = [
-        f"--{name}={value}"
-        for name, value in recipe.items()
-        if name
-        in ("eval_forget_config", "eval_retain_config", "truth_ratio_question", "eval_max_new_tokens", "eval_grammar")
-    ]
     jobs = []
     for name, config in (("target", "full"), ("retained", "retained_model")):
         made_from = directory / name / "world.sha256"
         if made_from.exists() and made_from.read_text() == digest:
             continue
         command = [sys.executable, "-m", "trl_unlearn.world.train", f"--dataset_name={directory / 'data'}"]
-        command += [f"--dataset_config={config}", f"--output_dir={directory / name}", *evaluation]
-        command += ["--eval_utility_configs", *recipe["eval_utility_configs"]]
+        command += [f"--dataset_config={config}", f"--output_dir={directory / name}", "--eval_benchmark=world"]
         jobs.append(Job(name.capitalize(), command, directory / "logs" / f"{name}.log"))
     if jobs:
         console.print(

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..evaluation.arguments import EvaluationArguments
 
@@ -38,6 +38,16 @@ class UnlearningScriptArguments(EvaluationArguments):
         alternates_column (`str`, *optional*):
             Column of the forget set with the alternate answers (lists of texts), if it is not called `alternates`.
 
+        > Parameters that control what is made of the evaluations during training
+
+        eval_select (`str`, *optional*):
+            Load the best checkpoint at the end: the highest model utility of those whose forget probability is at or below
+            the retained model's (`"retained"`), or at or below what the model gives to what it was not trained on, the
+            holdout set or else the paraphrased answers (`"unseen"`). Takes checkpoints, so that `save_strategy` must be
+            `eval_strategy`.
+        eval_stop (`bool`, *optional*, defaults to `False`):
+            Stop at the first evaluation at which the forget probability is that low.
+
     See [`~evaluation.arguments.EvaluationArguments`] for those that control the evaluation.
     """
 
@@ -54,6 +64,10 @@ class UnlearningScriptArguments(EvaluationArguments):
     alternates_column: str | None = field(
         default=None, metadata={"help": "Column of the forget set with the alternate answers, if not `alternates`."}
     )
+    eval_select: Literal["retained", "unseen"] | None = field(
+        default=None, metadata={"help": "Load the checkpoint at the end that is the best by this rule."}
+    )
+    eval_stop: bool = field(default=False, metadata={"help": "Stop as soon as the rule of eval_select is met."})
 
 
 def run(
@@ -96,14 +110,18 @@ def run(
             script_args.retain_split,
         )
 
-    eval_dataset = None
-    if training_args.eval_strategy != "no":
-        # `Trainer` wants a set of its own to evaluate: the retain questions, or else the forget set
-        if script_args.eval_forget_config is not None:
-            config = script_args.eval_retain_config
-            eval_dataset = {"retain": load_rows(script_args.dataset_name, config)}
-        else:
-            eval_dataset = {"forget": forget}
+    if script_args.eval_select is not None and not script_args.eval_stop:
+        if training_args.save_strategy != training_args.eval_strategy:
+            raise ValueError(
+                f"`eval_select` chooses among checkpoints, so that each evaluation needs one: `eval_strategy` is "
+                f"{training_args.eval_strategy.value!r} and `save_strategy` {training_args.save_strategy.value!r}. Give both "
+                "the same, and `save_steps` the value of `eval_steps`."
+            )
+        training_args.load_best_model_at_end = True
+        training_args.metric_for_best_model = "eval_selection"
+        training_args.greater_is_better = True
+    # `Trainer` wants a set of its own to evaluate
+    eval_dataset = {"forget": forget} if training_args.eval_strategy != "no" else None
 
     trainer = trainer_class(
         model=model_args.model_name_or_path,
@@ -114,10 +132,14 @@ def run(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    if script_args.eval_forget_config is not None:
+    if script_args.eval_benchmark is not None:
         from ..evaluation.callback import UnlearningEvalCallback
 
-        trainer.add_callback(UnlearningEvalCallback(trainer, script_args.dataset_name, script_args))
+        trainer.add_callback(
+            UnlearningEvalCallback(
+                trainer, script_args, script_args.dataset_name, script_args.eval_select, script_args.eval_stop
+            )
+        )
 
     resume = training_args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume in ("true", "True") else resume)

@@ -24,8 +24,9 @@ from pathlib import Path
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from ..data.loading import load_rows
-from ..evaluation.arguments import EvaluationArguments, evaluate_as_asked
-from ..evaluation.callback import EVALUATION_DIR
+from ..evaluation.arguments import EvaluationArguments
+from ..evaluation.benchmarks import evaluate_as_asked
+from ..evaluation.results import EVALUATION_DIR
 from ..files import write_json
 from ..trainer.scoring import score_rows
 from .model import build_model, train_tokenizer
@@ -203,9 +204,14 @@ def train(arguments: WorldTrainingArguments, config: WorldTrainingConfig) -> Non
 
     trainer.model.save_pretrained(unfinished_dir)
     tokenizer.save_pretrained(unfinished_dir)
-    if arguments.eval_forget_config is not None:
+    if arguments.eval_benchmark is not None:
         result = evaluate_as_asked(
-            trainer.model, tokenizer, arguments.dataset_name, arguments, show_progress=not config.disable_tqdm
+            trainer.model,
+            tokenizer,
+            arguments,
+            model_name=output_dir.name,
+            dataset_name=arguments.dataset_name,
+            show_progress=not config.disable_tqdm,
         )
         write_json(result, unfinished_dir / EVALUATION_DIR / "evaluation.json")
     if output_dir.exists():

@@ -1,0 +1,115 @@
+"""Finished rows on disk, so that an evaluation that was killed goes on where it stopped."""
+
+import json
+import os
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+class RowStore:
+    """
+    Results of rows by their content: the model, what was computed and how, and the tokens.
+
+    Each process appends to a file of its own, a line a row, and a row that was cut off by a crash is computed again. What
+    any number of processes have left is found by any other number of processes.
+
+    Args:
+        directory (`Path`, *optional*):
+            Folder of the files, on a disk that all processes share. If `None`, nothing is kept.
+        model_digest (`str`, *optional*):
+            What [`model_digest`] gives. Rows of another model in the same folder are not used.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to remove what is in the folder first.
+    """
+
+    def __init__(self, directory: Path | None = None, model_digest: str | None = None, overwrite: bool = False):
+        self.directory = directory
+        self.model_digest = model_digest
+        self._finished: dict[str, Any] = {}
+        state = PartialState()
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            files = sorted(directory.glob("rows-*.jsonl"))
+            if state.is_main_process:
+                for file in files:
+                    if overwrite:
+                        file.unlink()
+                    else:
+                        self._finished.update(_read(file))
+            state.wait_for_everyone()
+            self._own_file = directory / f"rows-{state.process_index}.jsonl"
+
+    def finished(self, kind: str, items: list[tuple]) -> dict[tuple, Any]:
+        """Those of `items` whose results are there, the same on all processes."""
+        if self.directory is None:
+            return {}
+        found = {item: self._finished.get(self._digest(kind, item)) for item in items}
+        known = [[index for index, item in enumerate(items) if found[item] is not None], None]
+        known[1] = [found[items[index]] for index in known[0]]
+        if PartialState().num_processes > 1:  # only the main process has read the files
+            broadcast_object_list(known)
+        return {items[index]: value for index, value in zip(*known, strict=True)}
+
+    def add(self, kind: str, items: list[tuple], values: list[Any]) -> None:
+        """Keeps the results of a batch, on disk before this returns."""
+        if self.directory is None:
+            return
+        lines = [
+            json.dumps({"key": self._digest(kind, item), "value": value}) + "\n"
+            for item, value in zip(items, values, strict=True)
+        ]
+        with self._own_file.open("a+b") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a crash has cut the last line
+                    file.write(b"\n")
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _digest(self, kind: str, item: tuple) -> str:
+        return blake2b(repr((self.model_digest, kind, item)).encode(), digest_size=16).hexdigest()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    rows = {}
+    for line in file.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+            rows[row["key"]] = row["value"]
+        except (ValueError, KeyError, TypeError):  # empty, or cut by a crash
+            continue
+    return rows
+
+
+def model_digest(model: nn.Module) -> str:
+    """
+    SHA-256 of the weights and the config of a model, whatever it was loaded from, adapters included.
+
+    Sharded weights are hashed where they are, so that their digest holds for this number of processes only.
+    """
+    digest = sha256(model.config.to_json_string(use_diff=False).encode())
+    state = PartialState()
+    sharded = is_sharded(model)
+    if sharded or state.is_main_process:
+        for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0]):
+            tensor = getattr(tensor, "ds_tensor", tensor).detach()
+            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+    if state.num_processes == 1:
+        return digest.hexdigest()
+    digests = gather_object([digest.hexdigest()])
+    return sha256("".join(digests).encode()).hexdigest() if sharded else digests[0]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process holds a part of the weights only (FSDP2, ZeRO-3), so that all must run the model together."""
+    return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
