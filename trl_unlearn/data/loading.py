@@ -35,6 +35,7 @@ def load_rows(
         [`~datasets.Dataset`]: The rows.
 
     Raises:
+        FileNotFoundError: If a file is not there.
         ValueError: If a file is empty or of another type.
     """
     path = Path(dataset_name)
@@ -44,6 +45,8 @@ def load_rows(
         if not path.read_bytes().strip():
             raise ValueError(f"{path} is empty: it has no rows.")
         return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
+    if path.suffix in _BUILDERS:
+        raise FileNotFoundError(f"{path} is not there.")
     if not path.is_dir():
         return datasets.load_dataset(dataset_name, config, split=split, revision=revision)
     state = [str(path.resolve())]

@@ -175,9 +175,11 @@ def load_sets(
         source = arguments.eval_dataset or dataset_name or "locuslab/TOFU"
         there = datasets.get_dataset_config_names(source, revision=arguments.eval_dataset_revision)
         if f"{split}_perturbed" not in there:
+            splits = [name.removesuffix("_perturbed") for name in there if name.endswith("_perturbed")]
+            forget_splits = [name for name in splits if name.startswith("forget")]
             raise ValueError(
-                f"{source} has no configuration `{split}_perturbed`. Splits that can be evaluated there: "
-                f"{', '.join(name.removesuffix('_perturbed') for name in there if name.endswith('_perturbed')) or 'none'}."
+                f"{_name(source)} has no configuration `{split}_perturbed`. Forget splits that can be evaluated there: "
+                f"{', '.join(forget_splits) or 'none'}."
             )
         configs = {
             "forget": f"{split}_perturbed",
@@ -228,7 +230,7 @@ def evaluate_retained(
     if arguments.retain_model is None:
         return None
     model, processing_class = load_model(arguments.retain_model)
-    return evaluate_as_asked(
+    result = evaluate_as_asked(
         model,
         processing_class,
         replace(arguments, retain_model=None),
@@ -238,3 +240,6 @@ def evaluate_retained(
         cache_dir=cache_dir,
         show_progress=show_progress,
     )
+    for metric in ("forget_quality", "privleak", "mia_reference_auc"):  # what compares with the retained model itself
+        result["missing"].pop(metric, None)
+    return result

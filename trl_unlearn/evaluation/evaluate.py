@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..metrics import bootstrap_interval, forget_quality, model_utility, self_confidence, text_cleanness
 from .cleanness import clean_probabilities
@@ -18,6 +19,8 @@ from .provenance import cost, describe
 from .sets import EvaluationSet, nll_of
 from .store import RowStore, is_sharded, model_digest
 
+
+logger = logging.get_logger(__name__)
 
 ExtraMetric = Literal["min_k_plus_plus", "gradnorm", "self_confidence", "text_cleanness"]
 EXTRA_METRICS = ("min_k_plus_plus", "gradnorm", "self_confidence", "text_cleanness")
@@ -132,6 +135,11 @@ def evaluate_unlearning(
     if "gradnorm" in extra_metrics and is_sharded(model):
         raise ValueError("`gradnorm` takes gradients of whole weights; leave it out where the model is sharded.")
     prompting = Prompting(processing_class, question_answer_template, system_prompt, chat_template_kwargs, compat)
+    if not prompting.is_chat and question_answer_template is None:
+        logger.warning(
+            f"The tokenizer has no chat template: questions are asked as {prompting.template!r}. If the model was trained "
+            "otherwise, give `question_answer_template`."
+        )
     kept = {**({"retain": retain} if retain is not None else {}), **(utility_sets or {})}
     datasets = {"forget": forget, **kept, **({"holdout": holdout} if holdout is not None else {})}
     sets = {name: EvaluationSet(name, dataset, prompting, truth_ratio_question) for name, dataset in datasets.items()}

@@ -62,16 +62,19 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     from accelerate import PartialState
     from rich.console import Console
 
-    from trl_unlearn.evaluation.benchmarks import evaluate_as_asked, evaluate_retained, splits_of
+    from trl_unlearn.evaluation.benchmarks import evaluate_as_asked, evaluate_retained, load_sets, splits_of
     from trl_unlearn.evaluation.loading import load_model
     from trl_unlearn.evaluation.logs import read_log
     from trl_unlearn.evaluation.report import summary_table
     from trl_unlearn.evaluation.results import EVALUATION_DIR, write_results
 
+    splits = splits_of(arguments)
+    if arguments.eval_benchmark in ("tofu", "world", "custom"):
+        for split in splits:  # what is wrong with the data is said before the model is loaded
+            load_sets(arguments, split)
     before = read_log(arguments.before_logs) if arguments.before_logs is not None else None
     model, tokenizer = load_model(arguments.model_name_or_path, arguments.model_revision, arguments.dtype)
     directory = Path(arguments.output_dir) / EVALUATION_DIR
-    splits = splits_of(arguments)
     for index, split in enumerate(splits):
         retained = evaluate_retained(arguments, split, arguments.model_name_or_path, cache_dir=directory / "rows")
         result = evaluate_as_asked(
