@@ -127,6 +127,14 @@ def test_examples(example, lora, small_world, model_dir, tmp_path):
     assert (tmp_path / weights).exists()
 
 
+def test_evaluation_example(small_world, model_dir):
+    flags = ["--model", model_dir, "--dataset", str(small_world / "data"), "--forget", "forget_perturbed"]
+    flags += ["--retain", "retain_perturbed", "--truth_ratio_question", "paraphrased_question"]
+    output = run(sys.executable, str(REPOSITORY / "examples" / "evaluate.py"), *flags)
+    expected = json.loads((small_world / "evaluation.json").read_text())["summary"]
+    assert re.search(rf"Forget probability +→ +\d+ +{expected['forget_probability']:.3f}", output)
+
+
 def test_tofu_from_scratch_lays_out_what_its_recipes_read(tmp_path):
     rows = [
         {

@@ -59,6 +59,11 @@ class UnlearningEvalCallback(TrainerCallback):
             raise ValueError(
                 f"`eval_select` takes forget probabilities, which {arguments.eval_benchmark} does not have."
             )
+        if eval_select == "retained" and arguments.retain_logs is None and arguments.retain_model is None:
+            raise ValueError(
+                "The rule 'retained' takes the retained model's results: give `retain_logs` or `retain_model`, or choose "
+                "the rule 'unseen'."
+            )
         self.trainer = trainer
         self.arguments = arguments
         self.dataset_name = dataset_name

@@ -113,6 +113,8 @@ class Plan:
 
         selects = can_select_from_cache(model)
         share_prompts = selects and hidden_token_id is None
+        if sharded and any(len(completion_ids) == 1 for _, completion_ids in self.scores):
+            share_prompts = False  # such a batch takes one pass and others two: the processes would get out of step
         if max_batch_tokens is None:
             max_batch_tokens = _MAX_BATCH_TOKENS.get(model.device.type, _MAX_BATCH_TOKENS_ON_ACCELERATOR)
 

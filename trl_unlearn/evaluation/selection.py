@@ -6,7 +6,6 @@ import numpy as np
 
 
 SelectionRule = Literal["retained", "unseen"]
-SELECTION_RULES = ("retained", "unseen")
 
 
 def forget_threshold(rule: SelectionRule, result: dict[str, Any], retained: dict[str, Any] | None) -> float:
@@ -30,11 +29,8 @@ def forget_threshold(rule: SelectionRule, result: dict[str, Any], retained: dict
         ValueError: If the evaluation has no such rows.
     """
     if rule == "retained":
-        if retained is None or "forget_probability" not in retained["summary"]:
-            raise ValueError(
-                "The rule 'retained' takes the retained model's results: give `retain_logs` or `retain_model`, or choose "
-                "the rule 'unseen'."
-            )
+        if "forget_probability" not in retained["summary"]:
+            raise ValueError("The rule 'retained' takes the retained model's forget probability, which its log lacks.")
         return retained["summary"]["forget_probability"]
     unseen = result["rows"].get("holdout", {}).get("loss") or result["rows"]["forget"].get("paraphrased_loss")
     if unseen is None:

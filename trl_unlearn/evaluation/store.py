@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -17,8 +18,9 @@ class RowStore:
     """
     Results of rows by their content: the model, what was computed and how, and the tokens.
 
-    Each process appends to a file of its own, a line a row, and a row that was cut off by a crash is computed again. What
-    any number of processes have left is found by any other number of processes.
+    Each process appends to a file of its own, a line a batch, and a batch that was cut off by a crash is computed again,
+    whole, since other batches round in other ways. What any number of processes have left is found by any other number of
+    processes.
 
     Args:
         directory (`Path`, *optional*):
@@ -58,21 +60,30 @@ class RowStore:
         return {items[index]: value for index, value in zip(*known, strict=True)}
 
     def add(self, kind: str, items: list[tuple], values: list[Any]) -> None:
-        """Keeps the results of a batch, on disk before this returns."""
+        """
+        Keeps the results of a batch, on disk before this returns.
+
+        Raises:
+            OSError: If they cannot be written, for example because the disk is full.
+        """
         if self.directory is None:
             return
-        lines = [
-            json.dumps({"key": self._digest(kind, item), "value": value}) + "\n"
-            for item, value in zip(items, values, strict=True)
-        ]
-        with self._own_file.open("a+b") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a crash has cut the last line
-                    file.write(b"\n")
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        batch = {"keys": [self._digest(kind, item) for item in items], "values": values}
+        try:
+            with self._own_file.open("a+b") as file:
+                if file.tell() > 0:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a crash has cut the last line
+                        file.write(b"\n")
+                file.write(json.dumps(batch).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            problem = (
+                f"Finished rows cannot be kept ({error.strerror}). Those written before stay usable: make the file "
+                "writable and start again to go on from them"
+            )
+            raise OSError(error.errno, problem, str(self._own_file)) from error
 
     def _digest(self, kind: str, item: tuple) -> str:
         return blake2b(repr((self.model_digest, kind, item)).encode(), digest_size=16).hexdigest()
@@ -82,8 +93,8 @@ def _read(file: Path) -> dict[str, Any]:
     rows = {}
     for line in file.read_bytes().split(b"\n"):
         try:
-            row = json.loads(line)
-            rows[row["key"]] = row["value"]
+            batch = json.loads(line)
+            rows.update(dict(zip(batch["keys"], batch["values"], strict=True)))
         except (ValueError, KeyError, TypeError):  # empty, or cut by a crash
             continue
     return rows
@@ -91,11 +102,17 @@ def _read(file: Path) -> dict[str, Any]:
 
 def model_digest(model: nn.Module) -> str:
     """
-    SHA-256 of the weights and the config of a model, whatever it was loaded from, adapters included.
+    SHA-256 of the weights and the config of a model, wherever it was loaded from, with its adapters as they are in use.
 
     Sharded weights are hashed where they are, so that their digest holds for this number of processes only.
     """
-    digest = sha256(model.config.to_json_string(use_diff=False).encode())
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    digest = sha256(json.dumps(config).encode())
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):  # neither weights nor config say how an adapter counts
+            use = (module.active_adapters, module.disable_adapters, getattr(module, "scaling", None))
+            digest.update(f"{name} {use}".encode())
     state = PartialState()
     sharded = is_sharded(model)
     if sharded or state.is_main_process:

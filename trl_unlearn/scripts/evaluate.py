@@ -67,6 +67,7 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     from trl_unlearn.evaluation.logs import read_log
     from trl_unlearn.evaluation.report import summary_table
     from trl_unlearn.evaluation.results import EVALUATION_DIR, write_results
+    from trl_unlearn.evaluation.store import RowStore
 
     splits = splits_of(arguments)
     if arguments.eval_benchmark in ("tofu", "world", "custom"):
@@ -75,7 +76,9 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     before = read_log(arguments.before_logs) if arguments.before_logs is not None else None
     model, tokenizer = load_model(arguments.model_name_or_path, arguments.model_revision, arguments.dtype)
     directory = Path(arguments.output_dir) / EVALUATION_DIR
-    for index, split in enumerate(splits):
+    if arguments.overwrite:  # once, since the retained model's rows and earlier splits' are kept there as well
+        RowStore(directory / "rows", overwrite=True)
+    for split in splits:
         retained = evaluate_retained(arguments, split, arguments.model_name_or_path, cache_dir=directory / "rows")
         result = evaluate_as_asked(
             model,
@@ -85,7 +88,6 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
             model_name=arguments.model_name_or_path,
             retained=retained,
             cache_dir=directory / "rows",
-            overwrite=arguments.overwrite and index == 0,
         )
         if PartialState().is_main_process:
             results = {"Before": before, Path(arguments.model_name_or_path).name: result, "Retained": retained}

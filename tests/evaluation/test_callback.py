@@ -1,0 +1,198 @@
+"""Evaluation during training: when, what it leaves, which checkpoint it selects, and that it can stop."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from trl_unlearn import UnlearningEvalCallback
+from trl_unlearn.evaluation.arguments import EvaluationArguments
+from trl_unlearn.evaluation.benchmarks import evaluate_as_asked
+from trl_unlearn.evaluation.selection import forget_threshold, selection_score
+from trl_unlearn.files import write_json
+from trl_unlearn.world import save_world
+
+
+sys.path.append(str(Path(__file__).parents[1] / "trainer"))
+
+from factory import make_trainer  # noqa: E402
+
+
+@pytest.fixture
+def data(world, tmp_path) -> str:
+    save_world({name: rows[:8] for name, rows in world.items()}, tmp_path / "data")
+    return str(tmp_path / "data")
+
+
+@pytest.fixture
+def make(model_dir, tokenizer, forget_rows, retain_rows, data, tmp_path):
+    def make(options=None, arguments=None, **callback):
+        options = {
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "max_steps": 6,
+            "learning_rate": 5e-3,
+            "forget_loss_type": "grad_ascent",
+        } | (options or {})
+        trainer = make_trainer(
+            "npo",
+            model_dir,
+            tmp_path / "run",
+            options,
+            processing_class=tokenizer,
+            train_dataset=forget_rows,
+            retain_dataset=retain_rows,
+            eval_dataset={"forget": forget_rows, "retain": retain_rows},
+        )
+        arguments = EvaluationArguments(eval_benchmark="world", eval_max_new_tokens=6, **(arguments or {}))
+        trainer.add_callback(UnlearningEvalCallback(trainer, arguments, data, **callback))
+        return trainer
+
+    return make
+
+
+def evaluations(tmp_path):
+    return json.loads((tmp_path / "run" / "_evaluation" / "evaluations.json").read_text(encoding="utf-8"))
+
+
+def test_evaluates_before_during_and_after_and_logs_what_it_finds(make, tmp_path):
+    trainer = make({"max_steps": 5})
+    trainer.train()
+    entries = evaluations(tmp_path)
+    assert [entry["step"] for entry in entries] == [0, 2, 4, 5]
+    logged = {log["step"]: log for log in trainer.state.log_history if "eval_forget_probability" in log}
+    assert list(logged) == [0, 2, 4, 5]
+    for entry in entries:
+        for metric, value in entry["summary"].items():
+            assert logged[entry["step"]][f"eval_{metric}"] == pytest.approx(value, abs=1e-3)
+    assert entries[0]["summary"]["forget_probability"] > entries[-1]["summary"]["forget_probability"]
+    folder = tmp_path / "run" / "_evaluation"
+    before, latest = (json.loads((folder / f"{name}.json").read_text()) for name in ("before", "evaluation"))
+    assert before["summary"] == entries[0]["summary"] and latest["summary"] == entries[-1]["summary"]
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Before" in report and "After" in report
+    assert (folder / "figures" / "trajectory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_result_is_that_of_an_evaluation_by_itself(make, model_dir, data, tmp_path):
+    trainer = make({"max_steps": 2})
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    alone = evaluate_as_asked(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved"),
+        trainer.processing_class,
+        EvaluationArguments(eval_benchmark="world", eval_max_new_tokens=6),
+        dataset_name=data,
+        show_progress=False,
+    )
+    assert evaluations(tmp_path)[-1]["summary"] == pytest.approx(alone["summary"], rel=1e-5)
+
+
+def test_selects_the_best_checkpoint_by_a_rule(make, model_dir, tmp_path):
+    """The threshold lies between steps 2 and 4: after it, gradient ascent only loses utility."""
+    trainer = make()
+    trainer.train()
+    entries = evaluations(tmp_path)
+    forget = [entry["summary"]["forget_probability"] for entry in entries]
+    assert forget[1] > forget[2]
+    threshold = (forget[1] + forget[2]) / 2
+    log = {"summary": {"forget_probability": threshold}, "rows": {"forget": {"truth_ratio": [0.5] * 8}}}
+    write_json(log, tmp_path / "retained.json")
+
+    options = {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "eval_selection", "greater_is_better": True}
+    trainer = make(options, {"retain_logs": str(tmp_path / "retained.json")}, eval_select="retained")
+    trainer.train()
+    entries = evaluations(tmp_path)
+    scores = [entry["selection"] for entry in entries[1:]]  # before training there is no checkpoint
+    for entry, score in zip(entries[1:], scores, strict=True):
+        forgotten = entry["summary"]["forget_probability"] <= threshold
+        assert score == (
+            entry["summary"]["model_utility"]
+            if forgotten
+            else pytest.approx(threshold - entry["summary"]["forget_probability"])
+        )
+    assert scores[0] < 0
+    best = 2 * (1 + scores.index(max(scores)))
+    assert trainer.state.best_global_step == best
+    result = json.loads((tmp_path / "run" / "_evaluation" / "evaluation.json").read_text())
+    chosen = next(entry for entry in entries if entry["step"] == best)
+    # what is reported is the model that was loaded, not the last one
+    assert result["summary"] == pytest.approx(chosen["summary"], rel=1e-5)
+
+
+def test_stops_once_the_model_has_forgotten(make, tmp_path):
+    trainer = make({"max_steps": 20, "eval_steps": 1}, eval_select="unseen", eval_stop=True)
+    trainer.train()
+    entries = evaluations(tmp_path)
+    assert 0 < trainer.state.global_step < 20
+    assert entries[-1]["step"] == trainer.state.global_step
+    assert entries[-1]["selection"] >= 0
+    assert all(entry["selection"] < 0 for entry in entries[:-1])
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
+
+
+def test_a_resumed_run_goes_on_with_the_trajectory(make, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer = make(options)
+    trainer.add_callback(StopAt(4))
+    trainer.train()
+    first = evaluations(tmp_path)
+    assert [entry["step"] for entry in first] == [0, 2, 4]
+    before = tmp_path / "run" / "_evaluation" / "before.json"
+    written = before.stat().st_mtime_ns
+    make(options).train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in evaluations(tmp_path)] == [0, 2, 4, 6]
+    assert evaluations(tmp_path)[:3] == first
+    assert before.stat().st_mtime_ns == written  # the model before training is evaluated once
+
+
+def test_rules_that_cannot_be_followed_are_refused(make, tmp_path):
+    with pytest.raises(ValueError, match="`eval_stop` takes a rule"):
+        make(eval_stop=True)
+    with pytest.raises(ValueError, match="The rule 'retained' takes the retained model's results"):
+        make(eval_select="retained")
+    trainer = make()
+    muse = EvaluationArguments(eval_benchmark="muse")
+    with pytest.raises(ValueError, match="forget probabilities, which muse does not have"):
+        UnlearningEvalCallback(trainer, muse, eval_select="unseen")
+
+
+def test_thresholds():
+    rows = {"forget": {"paraphrased_loss": [0.0, 1.0]}, "holdout": {"loss": [2.0, 2.0]}}
+    result = {"summary": {"forget_probability": 0.2, "model_utility": 0.7}, "rows": rows}
+    assert forget_threshold("unseen", result, None) == pytest.approx(0.1353, abs=1e-4)
+    del rows["holdout"]
+    assert forget_threshold("unseen", result, None) == pytest.approx((1 + 0.3679) / 2, abs=1e-4)
+    assert selection_score("unseen", result) == 0.7
+    assert selection_score("retained", result, {"summary": {"forget_probability": 0.15}}) == pytest.approx(-0.05)
+    del rows["forget"]["paraphrased_loss"]
+    with pytest.raises(ValueError, match="takes a holdout set, or forget rows with"):
+        forget_threshold("unseen", result, None)
+
+
+def test_another_benchmarks_forget_rows(make, world, data, tmp_path):
+    """Rows of one's own during training."""
+    files = {}
+    for name in ("forget", "retain"):
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        Dataset.from_list(world[name][:6]).select_columns(["question", "answer"]).to_json(files[name])
+    trainer = make({"max_steps": 2})
+    trainer.remove_callback(UnlearningEvalCallback)
+    arguments = EvaluationArguments(
+        eval_forget_data=files["forget"], eval_retain_data=files["retain"], eval_max_new_tokens=4
+    )
+    trainer.add_callback(UnlearningEvalCallback(trainer, arguments))
+    trainer.train()
+    assert [entry["step"] for entry in evaluations(tmp_path)] == [0, 2]
+    assert "model_utility" in evaluations(tmp_path)[-1]["summary"]
