@@ -1,16 +1,23 @@
 """The metrics of an unlearned model, from one scoring pass and one generation pass over all its sets together."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..metrics import bootstrap_interval, forget_quality, model_utility, self_confidence, text_cleanness
+from ..metrics import (
+    bootstrap_interval,
+    forget_quality,
+    model_utility,
+    self_confidence,
+    text_cleanness,
+    truth_ratio,
+)
 from .cleanness import clean_probabilities
 from .membership import membership_inference
 from .plan import Plan
@@ -23,6 +30,8 @@ from .store import RowStore, is_sharded, model_digest
 logger = logging.get_logger(__name__)
 
 ExtraMetric = Literal["min_k_plus_plus", "gradnorm", "self_confidence", "text_cleanness"]
+# What model utility is the mean of, for each set to be kept
+_UTILITY = ("probability", "rougeL_recall", "truth_ratio")
 EXTRA_METRICS = ("min_k_plus_plus", "gradnorm", "self_confidence", "text_cleanness")
 
 
@@ -167,91 +176,122 @@ def evaluate_unlearning(
     }
     plan.run(model, processing_class, **options)
 
-    rows: dict[str, dict[str, list]] = {}
-    means: dict[str, list] = {}
-    summary: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    utility: dict[str, list[float]] = {"model_utility": [], "model_utility_arithmetic": []}
+    findings = Findings()
     for name in [name for name in sets if name != "holdout"]:
-        rows[name], set_means, others = sets[name].metrics(plan, normalize=name not in ("forget", "retain"))
-        if name not in ("forget", "retain"):
-            set_means = {
-                metric: set_means[metric]
-                for metric in ("probability", "rougeL_recall", "truth_ratio")
-                if metric in set_means
-            }
-        for metric, values in set_means.items():
-            means[f"{name}_{metric}"] = values
-            summary[f"{name}_{metric}"] = float(np.mean([value for value in values if value is not None]))
-        if name != "forget":
-            for metric in ("probability", "rougeL_recall", "truth_ratio"):
-                if metric in set_means:
-                    utility["model_utility"].append(summary[f"{name}_{metric}"])
-                    arithmetic = others["truth_ratio_arithmetic"] if metric == "truth_ratio" else None
-                    utility["model_utility_arithmetic"].append(
-                        summary[f"{name}_{metric}"] if arithmetic is None else arithmetic
-                    )
-        missing |= sets[name].missing()
-    for metric, scores in utility.items():
-        if scores:
-            summary[metric] = model_utility(scores)["model_utility"]
-    if not kept:
-        missing["model_utility"] = "there is no retain set and no other set to be kept"
-
+        _add_set(findings, sets[name], plan)
+    _add_model_utility(findings, list(kept))
     if holdout is not None:
         attacks = membership_inference(plan, sets["forget"], sets["holdout"], retained, extra_metrics)
-        summary |= attacks.pop("summary")
-        missing |= attacks.pop("missing")
+        findings.summary |= attacks["summary"]
+        findings.missing |= attacks["missing"]
         for name, columns in attacks["rows"].items():
-            rows.setdefault(name, {}).update(columns)
+            findings.rows.setdefault(name, {}).update(columns)
     else:
-        missing["privleak"] = "membership inference and PrivLeak take a holdout set, of rows that no model has seen"
-    result: dict[str, Any] = {}
-    if "truth_ratio" not in rows["forget"]:
-        missing["forget_quality"] = "the forget set has no wrong answers (column `perturbed_answer`) to compare with"
-    elif retained is None:
-        missing["forget_quality"] = "it takes the results of the retained model, trained without the forget set"
-    else:
-        result["forget_quality"] = forget_quality(
-            rows["forget"]["truth_ratio"], retained["rows"]["forget"]["truth_ratio"]
-        )
+        reason = "membership inference and PrivLeak take a holdout set, of rows that no model has seen"
+        findings.missing["privleak"] = reason
+    quality = _forget_quality(findings, retained, prompting.convention)
     if "self_confidence" in extra_metrics and sets["forget"].prompts:
         generated = [plan.score(prompt[0], plan.generations[prompt]) for prompt in sets["forget"].prompts]
         plan.run(model, processing_class, **options)
         confidence = self_confidence(*nll_of(plan, generated))
-        for suffix in ("", "_unnormalized"):
-            summary[f"self_confidence{suffix}"] = confidence[f"self_confidence{suffix}"]
-            means[f"self_confidence{suffix}"] = confidence[f"per_row{suffix}"]
+        findings.add("self_confidence", confidence["per_row"])
+        findings.add("self_confidence_unnormalized", confidence["per_row_unnormalized"])
     if "text_cleanness" in extra_metrics and sets["forget"].prompts:
-        clean = clean_probabilities(rows["forget"]["generated"])
-        rows["forget"]["text_cleanness"] = means["text_cleanness"] = clean
-        summary["text_cleanness"] = float(np.mean(clean))
-        if retained is not None and "text_cleanness" in retained["rows"]["forget"]:
-            test = text_cleanness(clean, retained["rows"]["forget"]["text_cleanness"])
-            summary["text_cleanness_log10_p"] = test["log10_p_value"]
+        _add_text_cleanness(findings, retained)
     if grammar is not None:
-        facts = list(zip(rows["forget"]["generated"], forget["attribute"], forget["value"], strict=True))
-        well_formed = [grammar.is_well_formed(text, attribute) for text, attribute, _ in facts]
-        leaked = [grammar.leaks(text, value) for text, _, value in facts]
+        facts = [(row["attribute"], row["value"]) for row in sets["forget"].dataset]
+        texts = findings.rows["forget"]["generated"]
+        well_formed = [
+            grammar.is_well_formed(text, attribute) for text, (attribute, _) in zip(texts, facts, strict=True)
+        ]
+        leaked = [grammar.leaks(text, value) for text, (_, value) in zip(texts, facts, strict=True)]
         for metric, values in (("well_formed", well_formed), ("leaked", leaked)):
-            rows["forget"][metric] = means[metric] = values
-            summary[metric] = sum(values) / len(values)
-
-    intervals = {}
-    for metric, values in means.items():
-        interval = bootstrap_interval([value for value in values if value is not None])
-        intervals[metric] = {key: interval[key] for key in ("n", "low", "high")}
+            findings.rows["forget"][metric] = values
+            findings.add(metric, values)
     return {
         "schema": 1,
-        "summary": summary,
-        "intervals": intervals,
-        **result,
-        "missing": missing,
+        "summary": findings.summary,
+        "intervals": findings.intervals,
+        **({"forget_quality": quality} if quality is not None else {}),
+        "missing": findings.missing,
         **describe(model, prompting, max_new_tokens, truth_ratio_question, digest),
         "data": {name: {"n": len(rows.dataset), "sha256": rows.digest()} for name, rows in sets.items()},
         "cost": cost(plan),
-        "rows": rows,
+        "rows": findings.rows,
     }
+
+
+@dataclass
+class Findings:
+    """What an evaluation has found so far: rows, and the metrics that are made of them."""
+
+    rows: dict[str, dict[str, list]] = field(default_factory=dict)
+    summary: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, dict[str, float]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, metric: str, values: list) -> None:
+        """Adds a metric that is the mean of `values`, one a row, `None` where a row has none."""
+        interval = bootstrap_interval([value for value in values if value is not None])
+        self.summary[metric] = interval["mean"]
+        self.intervals[metric] = {key: interval[key] for key in ("n", "low", "high")}
+
+
+def _add_set(findings: Findings, rows: EvaluationSet, plan: Plan) -> None:
+    is_utility_set = rows.name not in ("forget", "retain")
+    columns, means = rows.metrics(plan, normalize=is_utility_set)
+    findings.rows[rows.name] = columns
+    findings.missing |= rows.missing()
+    for metric, values in means.items():
+        if not is_utility_set or metric in _UTILITY:
+            findings.add(f"{rows.name}_{metric}", values)
+
+
+def _add_model_utility(findings: Findings, kept: list[str]) -> None:
+    """Harmonic mean of what there is, with truth ratios of either mean over the perturbed answers."""
+    metrics = [f"{name}_{metric}" for name in kept for metric in _UTILITY if f"{name}_{metric}" in findings.summary]
+    if not metrics:
+        findings.missing["model_utility"] = "there is no retain set and no other set to be kept"
+        return
+    scores = {metric: findings.summary[metric] for metric in metrics}
+    findings.summary["model_utility"] = model_utility(list(scores.values()))["model_utility"]
+    for name in kept:
+        if f"{name}_truth_ratio" in scores:
+            losses = (findings.rows[name][column] for column in ("paraphrased_loss", "perturbed_loss"))
+            ratio = truth_ratio(*losses, aggregation="retain", perturbed_mean="arithmetic")
+            scores[f"{name}_truth_ratio"] = ratio["truth_ratio"]
+    findings.summary["model_utility_arithmetic"] = model_utility(list(scores.values()))["model_utility"]
+
+
+def _forget_quality(
+    findings: Findings, retained: dict[str, Any] | None, convention: str
+) -> dict[str, float | int] | None:
+    if "truth_ratio" not in findings.rows["forget"]:
+        reason = "the forget set has no wrong answers (column `perturbed_answer`) to compare with"
+        findings.missing["forget_quality"] = reason
+    elif retained is None:
+        reason = "it takes the results of the retained model, trained without the forget set"
+        findings.missing["forget_quality"] = reason
+    else:
+        theirs = retained["rows"]["forget"]
+        ratios = theirs["truth_ratio"]
+        if "perturbed_loss" in theirs:  # whatever its evaluator added to denominators, this one's convention holds
+            losses = theirs["paraphrased_loss"], theirs["perturbed_loss"]
+            ratios = truth_ratio(*losses, convention=convention)["per_row"]
+        return forget_quality(findings.rows["forget"]["truth_ratio"], ratios)
+    return None
+
+
+def _add_text_cleanness(findings: Findings, retained: dict[str, Any] | None) -> None:
+    clean = clean_probabilities(findings.rows["forget"]["generated"])
+    findings.rows["forget"]["text_cleanness"] = clean
+    findings.add("text_cleanness", clean)
+    theirs = (retained or {"rows": {"forget": {}}})["rows"]["forget"].get("text_cleanness")
+    if theirs is not None:
+        findings.summary["text_cleanness_log10_p"] = text_cleanness(clean, theirs)["log10_p_value"]
+    else:
+        reason = "it takes the cleanness of the retained model's answers"
+        findings.missing["text_cleanness_log10_p"] = reason
 
 
 def _check_retained(retained: dict[str, Any] | None, forget: EvaluationSet) -> None:

@@ -73,7 +73,7 @@ def membership_inference(
         f"mia_{attack}_auc": membership_auc(rows["forget"][attack], rows["holdout"][attack])["auc"]
         for attack in rows["forget"]
     }
-    convention = "open-unlearning" if forget.prompting.compat == "open-unlearning" else "exact"
+    convention = forget.prompting.convention
     retain_auc = (retained or {"summary": {}})["summary"].get("mia_min_k_auc")
     if retain_auc is None:
         missing["privleak"] = "it takes the AUC of min-k under the retained model"

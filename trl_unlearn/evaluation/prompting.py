@@ -65,6 +65,11 @@ class Prompting:
         )
 
     @property
+    def convention(self) -> Literal["exact", "open-unlearning"]:
+        """The convention of the metrics that goes with `compat`."""
+        return "open-unlearning" if self.compat == "open-unlearning" else "exact"
+
+    @property
     def template(self) -> str:
         """The text around questions and answers where they are no messages."""
         return self.question_answer_template or DEFAULT_QUESTION_ANSWER_TEMPLATE

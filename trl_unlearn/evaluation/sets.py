@@ -142,7 +142,7 @@ class EvaluationSet:
                 f"{where}: {len(wrong)} wrong answers, where row 0 has {expected}. Give equally many a row."
             )
 
-    def metrics(self, plan: Plan, normalize: bool) -> tuple[dict[str, list], dict[str, list], dict[str, float]]:
+    def metrics(self, plan: Plan, normalize: bool) -> tuple[dict[str, list], dict[str, list]]:
         """
         What the answered plan says of this set.
 
@@ -153,10 +153,9 @@ class EvaluationSet:
                 Whether the probability is the true answer's share beside the wrong ones.
 
         Returns:
-            `tuple`: the columns of the rows; for each metric that is a mean over rows, what it is the mean of; and
-            further numbers, which are no means over these rows.
+            `tuple[dict, dict]`: The columns of the rows, and for each metric what it is the mean of.
         """
-        convention = "open-unlearning" if self.prompting.compat == "open-unlearning" else "exact"
+        convention = self.prompting.convention
         nll, num_tokens = nll_of(plan, self.answers)
         columns: dict[str, list] = {
             **self.columns_of_texts(),
@@ -164,7 +163,6 @@ class EvaluationSet:
             "num_tokens": num_tokens.tolist(),
         }
         means: dict[str, list] = {}
-        others: dict[str, float] = {}
         perturbed_nll, perturbed_num_tokens = nll_of(plan, self.perturbed)
         if normalize and self.has_truth_ratio:
             share = normalized_probability(nll, num_tokens, perturbed_nll, perturbed_num_tokens, convention=convention)
@@ -189,16 +187,12 @@ class EvaluationSet:
             if self.name == "forget":
                 share = truth_ratio(*losses, aggregation="probability", convention=convention)
                 means["truth_ratio_probability"] = share["per_row_aggregated"]
-            arithmetic = truth_ratio(
-                *losses, aggregation=aggregation, perturbed_mean="arithmetic", convention=convention
-            )
-            others["truth_ratio_arithmetic"] = arithmetic["truth_ratio"]
         matches = [plan.scores[answer]["matches"][: self._content(answer)] for answer in self.answers]
         columns["exact_memorization"] = means["exact_memorization"] = exact_memorization(matches)["per_row"]
         columns["extraction_strength"] = means["extraction_strength"] = extraction_strength(matches, convention)[
             "per_row"
         ]
-        return columns, means, others
+        return columns, means
 
     def missing(self) -> dict[str, str]:
         """The metrics that the columns do not allow, with what is missing."""
