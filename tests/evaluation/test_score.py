@@ -17,10 +17,10 @@ from trl_unlearn.evaluation.score import score_batch
 PAD = 0
 
 
-def score(model, tokenizer, rows, **options):
+def score(model, tokenizer, rows, moments=False, **options):
     """The scores of rows through a plan, in their order."""
     plan = Plan()
-    keys = [plan.score(prompt, completion) for prompt, completion in rows]
+    keys = [plan.score(prompt, completion, moments) for prompt, completion in rows]
     plan.run(model, tokenizer, show_progress=False, **options)
     return [plan.scores[key] for key in keys]
 
@@ -255,6 +255,9 @@ def test_what_is_answered_is_not_computed_again(model, tokenizer):
     plan.run(model, tokenizer, show_progress=False)
     assert plan.cost["scored_rows"] == 2
     assert plan.scores[first] is answer and plan.scores[second] is not None
+    plan.score([1, 2], [3, 4], moments=True)
+    plan.run(model, tokenizer, show_progress=False)
+    assert plan.scores[first].keys() - answer.keys() == {"mu", "sigma"}
 
 
 def test_modes_are_left_as_they_were_and_dropout_is_off(model, tokenizer):

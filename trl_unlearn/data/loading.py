@@ -11,8 +11,8 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parq
 
 
 def load_rows(
-    dataset_name: str, config: str | None = None, split: str = "train", revision: str | None = None
-) -> datasets.Dataset:
+    dataset_name: str, config: str | None = None, split: str | None = "train", revision: str | None = None
+) -> datasets.Dataset | datasets.DatasetDict:
     """
     [`~datasets.load_dataset`] that also takes a file, and reads a local folder again when it has changed.
 
@@ -27,12 +27,12 @@ def load_rows(
         config (`str`, *optional*):
             Configuration.
         split (`str`, *optional*, defaults to `"train"`):
-            Split.
+            Split; `None` for all of them.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
 
     Returns:
-        [`~datasets.Dataset`]: The rows.
+        [`~datasets.Dataset`], or [`~datasets.DatasetDict`] of all splits: The rows.
 
     Raises:
         FileNotFoundError: If a file is not there.

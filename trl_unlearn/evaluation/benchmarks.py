@@ -12,6 +12,7 @@ from .arguments import EvaluationArguments
 from .evaluate import evaluate_unlearning
 from .loading import load_model
 from .logs import read_log
+from .muse import evaluate_muse
 from .retain_reference import resolve_retain_logs
 
 
@@ -98,8 +99,6 @@ def evaluate_as_asked(
             **tasks,
         )
     elif benchmark == "muse":
-        from .muse import evaluate_muse
-
         result = evaluate_muse(
             model,
             processing_class,

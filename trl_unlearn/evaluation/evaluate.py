@@ -154,23 +154,19 @@ def evaluate_unlearning(
     sets = {name: EvaluationSet(name, dataset, prompting, truth_ratio_question) for name, dataset in datasets.items()}
     plan = Plan()
     for name, rows in sets.items():
-        rows.ask(plan, max_new_tokens, answers_only=name == "holdout")
-        if "gradnorm" in extra_metrics and name in ("forget", "holdout") and holdout is not None:
+        is_attacked = holdout is not None and name in ("forget", "holdout")
+        moments = is_attacked and "min_k_plus_plus" in extra_metrics
+        rows.ask(plan, max_new_tokens, answers_only=name == "holdout", moments=moments)
+        if is_attacked and "gradnorm" in extra_metrics:
             for answer in rows.answers_without_end():
                 plan.gradients(*answer)
     _check_retained(retained, sets["forget"])
 
-    # open-unlearning's mask: whatever equals the padding token is padding
-    hidden_token_id = None
-    if compat == "open-unlearning":
-        hidden_token_id = processing_class.pad_token_id
-        hidden_token_id = processing_class.eos_token_id if hidden_token_id is None else hidden_token_id
     digest = model_digest(model) if cache_dir is not None else None
     options = {
         "store": RowStore(Path(cache_dir) if cache_dir is not None else None, digest, overwrite),
-        "hidden_token_id": hidden_token_id,
+        "hidden_token_id": prompting.hidden_token_id,
         "own_generation_config": compat == "open-unlearning",
-        "moments": "min_k_plus_plus" in extra_metrics,
         "max_batch_tokens": max_batch_tokens,
         "show_progress": show_progress,
     }

@@ -97,7 +97,7 @@ def decode_batch(
             next_ids, attention_mask, position_ids = next_ids[live], attention_mask[live], position_ids[live]
         input_ids = next_ids[:, None]
         attention_mask = torch.cat([attention_mask, torch.ones_like(input_ids)], dim=1)
-    return new_ids, num_steps
+    return new_ids, num_steps - 1
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def generate_batch(
 
     Returns:
         `tuple[list[list[int]], int]`: The new tokens of each prompt up to its end token, which is the last one unless
-        the limit came first, and the number of decoding steps.
+        the limit came first, and the number of decoding steps after the prompts.
     """
     input_ids, attention_mask = pad_left([prompt_ids for prompt_ids, _ in batch], settings["pad_token_id"])
     if hidden_token_id is not None:
@@ -140,7 +140,7 @@ def generate_batch(
     end_token_ids = settings.get("eos_token_id", model.generation_config.eos_token_id)
     end_token_ids = {end_token_ids} if isinstance(end_token_ids, int) else set(end_token_ids or ())
     new_ids = output[:, input_ids.shape[1] :].tolist()
-    return [_until_end(ids, end_token_ids) for ids in new_ids], len(new_ids[0])
+    return [_until_end(ids, end_token_ids) for ids in new_ids], len(new_ids[0]) - 1
 
 
 def _until_end(ids: list[int], end_token_ids: set[int]) -> list[int]:

@@ -35,6 +35,8 @@ class Plan:
     Attributes:
         scores (`dict[Completion, dict]`):
             By prompt and completion, what [`score_batch`] gives; `None` until [`run`].
+        with_moments (`set[Completion]`):
+            Those that are scored with `mu` and `sigma`.
         generations (`dict[Continuation, list[int]]`):
             By prompt and limit, the new tokens that [`generate_batch`] gives.
         gradient_norms (`dict[Completion, list[float]]`):
@@ -45,14 +47,18 @@ class Plan:
     """
 
     scores: dict[Completion, dict[str, list] | None] = field(default_factory=dict)
+    with_moments: set[Completion] = field(default_factory=set)
     generations: dict[Continuation, list[int] | None] = field(default_factory=dict)
     gradient_norms: dict[Completion, list[float] | None] = field(default_factory=dict)
     cost: Counter = field(default_factory=Counter)
 
-    def score(self, prompt_ids: list[int], completion_ids: list[int]) -> Completion:
-        """Asks for the score of a completion; the result is the key to find it by."""
+    def score(self, prompt_ids: list[int], completion_ids: list[int], moments: bool = False) -> Completion:
+        """Asks for the score of a completion, for min-k++ with moments; the result is the key to find it by."""
         key = (tuple(prompt_ids), tuple(completion_ids))
         self.scores.setdefault(key)
+        if moments and key not in self.with_moments:
+            self.with_moments.add(key)
+            self.scores[key] = None
         return key
 
     def generate(self, prompt_ids: list[int], max_new_tokens: int) -> Continuation:
@@ -74,7 +80,6 @@ class Plan:
         store: RowStore | None = None,
         hidden_token_id: int | None = None,
         own_generation_config: bool = False,
-        moments: bool = False,
         max_batch_tokens: int | None = None,
         show_progress: bool = True,
     ) -> None:
@@ -95,8 +100,6 @@ class Plan:
                 Token that is never attended to.
             own_generation_config (`bool`, *optional*, defaults to `False`):
                 Whether the model's own repetition penalty and end tokens apply.
-            moments (`bool`, *optional*, defaults to `False`):
-                Whether to compute the moments of each next-token distribution, for min-k++.
             max_batch_tokens (`int`, *optional*):
                 Size of a scoring batch in tokens: 2,048 on a CPU and 16,384 on an accelerator by default. Batches are
                 halved when they do not fit in memory.
@@ -119,6 +122,7 @@ class Plan:
             max_batch_tokens = _MAX_BATCH_TOKENS.get(model.device.type, _MAX_BATCH_TOKENS_ON_ACCELERATOR)
 
         def score(batch: list[Completion]) -> list[dict[str, list]]:
+            moments = batch[0] in self.with_moments
             scores, num_tokens = score_batch(model, batch, pad, hidden_token_id, moments, share_prompts)
             cost["scored_rows"] += len(batch)
             cost["scored_tokens"] += sum(map(num_scored_tokens, batch))
@@ -142,12 +146,17 @@ class Plan:
             return list(batch_by_length(rows, _num_tokens_with_new_ones, budget))
 
         batch_rows = batch_questions if share_prompts else _batch_rows
-        works = [_Work(f"score {hidden_token_id} {moments}", self.scores, num_scored_tokens, batch_rows, score)]
+        works = []
+        for moments in (False, True):
+            rows = [key for key in self.scores if (key in self.with_moments) == moments]
+            kind = f"score {hidden_token_id} {moments}"
+            works.append(_Work(kind, rows, self.scores, num_scored_tokens, batch_rows, score))
         for limit in sorted({limit for _, limit in self.generations}):
-            asked = {key: new_ids for key, new_ids in self.generations.items() if key[1] == limit}
+            rows = [key for key in self.generations if key[1] == limit]
             kind = f"generate {hidden_token_id} {sorted(settings.items())}"
-            works.append(_Work(kind, asked, _num_tokens_with_new_ones, batch_prompts, generate))
-        works.append(_Work("gradient norms", self.gradient_norms, num_scored_tokens, _one_by_one, differentiate))
+            works.append(_Work(kind, rows, self.generations, _num_tokens_with_new_ones, batch_prompts, generate))
+        rows = list(self.gradient_norms)
+        works.append(_Work("gradient norms", rows, self.gradient_norms, num_scored_tokens, _one_by_one, differentiate))
         for work in works:
             work.deal(store, state, max_batch_tokens)
 
@@ -173,8 +182,6 @@ class Plan:
                         work.compute([work.shortest])
                 for answers in gather_object([own]) if state.num_processes > 1 else [own]:
                     work.answers.update(answers)
-        for work in works[1:-1]:
-            self.generations.update(work.answers)
         for part in gather_object([cost]) if state.num_processes > 1 else [cost]:
             self.cost.update(part)
         self.cost["seconds"] += time.perf_counter() - start
@@ -194,9 +201,13 @@ def _one_by_one(rows: list[Completion], max_batch_tokens: int) -> list[list[Comp
 
 @dataclass
 class _Work:
-    """One kind of work: what it depends on beside the model and a row's tokens, its rows, and how to do a batch."""
+    """
+    One kind of work: what it depends on beside the model and a row's tokens, its rows and where their answers go, how long
+    a row is, how rows make batches, and how to do a batch.
+    """
 
     kind: str
+    rows: list[tuple]
     answers: dict[tuple, Any]
     length: Callable[[tuple], int]
     batch: Callable[[list[tuple], int], list[list[tuple]]]
@@ -207,7 +218,7 @@ class _Work:
 
     def deal(self, store: RowStore, state: PartialState, max_batch_tokens: int) -> None:
         """Takes what is on disk, and this process's share of the batches of the rest."""
-        asked = [row for row, answer in self.answers.items() if answer is None]
+        asked = [row for row in self.rows if self.answers[row] is None]
         found = store.finished(self.kind, asked)
         self.answers.update(found)
         if state.num_processes > 1:  # about a batch for each process at least

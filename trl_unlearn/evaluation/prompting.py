@@ -8,10 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.encoding import DEFAULT_QUESTION_ANSWER_TEMPLATE, encode_prompt_completion
 from ..data.formats import fill_template
+from .generate import pad_token_id
 
 
 Compat = Literal["open-unlearning", "tofu"]
 
+# What MUSE's evaluators score of a document, in tokens
+_MAX_DOCUMENT_LENGTH = 2048
 # What the two evaluators cut a row at, in tokens
 _MAX_LENGTH = {"open-unlearning": 512, "tofu": 200}
 
@@ -70,6 +73,11 @@ class Prompting:
         return "open-unlearning" if self.compat == "open-unlearning" else "exact"
 
     @property
+    def hidden_token_id(self) -> int | None:
+        """The token that is never attended to: open-unlearning takes whatever equals the padding for padding."""
+        return pad_token_id(self.processing_class) if self.compat == "open-unlearning" else None
+
+    @property
     def template(self) -> str:
         """The text around questions and answers where they are no messages."""
         return self.question_answer_template or DEFAULT_QUESTION_ANSWER_TEMPLATE
@@ -91,14 +99,26 @@ class Prompting:
             return encode_prompt_completion(prompt, completion, self.processing_class, self.chat_template_kwargs)
         return self._encode_as_they_do(prompt, completion)
 
-    def without_end(self, completion_ids: list[int]) -> list[int]:
+    def encode_document(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a document: BOS, or else the first token, which nothing predicts, and the rest without an EOS."""
+        ids = self.processing_class(text)["input_ids"]
+        if self.compat == "open-unlearning":  # for which a document continues the empty text, and is cut behind that
+            start = len(self.processing_class("")["input_ids"])
+            ids = ids[: start + _MAX_DOCUMENT_LENGTH]
+            return ids[: max(start, 1)], ids[max(start, 1) :]
+        return ids[:1], ids[1:_MAX_DOCUMENT_LENGTH]
+
+    def without_end(self, completion_ids: list[int], is_document: bool = False) -> list[int]:
         """
         A completion without the tokens that end it: EOS or the template's end of turn.
 
-        They end every answer and say nothing of this one. open-unlearning leaves out the last token, whatever it is.
+        They end every answer and say nothing of this one. open-unlearning leaves out the last token, whatever it is, and
+        of documents too, which end in nothing.
         """
         if self.compat == "open-unlearning":
             return completion_ids[:-1]
+        if is_document:
+            return completion_ids
         end = len(completion_ids)
         while end > 0 and (
             completion_ids[end - 1] in self._special_ids

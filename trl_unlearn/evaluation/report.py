@@ -208,7 +208,7 @@ def summary_table(results: dict[str, dict[str, Any]]) -> Table:
     used = {row["direction"] for row in rows}
     legend = [f"{sign} {meaning}" for sign, meaning in DIRECTIONS.items() if sign in used]
     if any(result.get("intervals") for result in results.values()):
-        legend.append("[ ] 95 % bootstrap interval")
+        legend.append("[ ] 95 % interval over the rows")
     caption = Text("\n" + "\n".join(legend), style="dim")
     for label, reason in missing_metrics(results):
         caption.append(f"\nLeft out: {label}. {reason}", style="not dim")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from .forward import forward_at, pad_left, pad_right, positions
 
 
-_LOGITS_CHUNK = 1024  # positions whose logits are held in fp32 at once
+_LOGITS_CHUNK = 128  # positions whose logits are held in fp32 at once: few enough for the processor's cache
 
 # Token ids of a prompt and of its completion
 Completion = tuple[tuple[int, ...], tuple[int, ...]]
@@ -125,9 +125,9 @@ def _logits_of_rows(
 def _logits_with_shared_prompts(
     model: PreTrainedModel, batch: list[Completion], pad_token_id: int
 ) -> tuple[list[_Part], int]:
-    prompts = list(dict.fromkeys(prompt_ids for prompt_ids, _ in batch))
-    owners = torch.tensor([prompts.index(prompt_ids) for prompt_ids, _ in batch])
-    input_ids, attention_mask = pad_left(prompts, pad_token_id)
+    prompts: dict[tuple[int, ...], int] = {}
+    owners = torch.tensor([prompts.setdefault(prompt_ids, len(prompts)) for prompt_ids, _ in batch])
+    input_ids, attention_mask = pad_left(list(prompts), pad_token_id)
     last = torch.zeros_like(input_ids, dtype=torch.bool)
     last[:, -1] = True
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions(attention_mask)}

@@ -24,9 +24,6 @@ from .prompting import Prompting
 from .score import Completion
 
 
-_MAX_DOCUMENT_LENGTH = 2048  # tokens; what MUSE's evaluators score of a document
-
-
 @dataclass
 class EvaluationSet:
     """
@@ -71,7 +68,7 @@ class EvaluationSet:
         """Whether there are wrong answers to compare the true one with."""
         return self.kind == "question_answer" and "perturbed_answer" in self.dataset.column_names
 
-    def ask(self, plan: Plan, max_new_tokens: int, answers_only: bool = False) -> None:
+    def ask(self, plan: Plan, max_new_tokens: int, answers_only: bool = False, moments: bool = False) -> None:
         """
         Puts everything that the metrics of this set need into the plan.
 
@@ -82,6 +79,8 @@ class EvaluationSet:
                 Longest generated answer. TOFU counts the prompt in.
             answers_only (`bool`, *optional*, defaults to `False`):
                 Whether only the answers are scored, for membership inference.
+            moments (`bool`, *optional*, defaults to `False`):
+                Whether the answers are scored with the moments that min-k++ takes.
 
         Raises:
             ValueError: For a row that cannot be evaluated, by its number and column.
@@ -92,7 +91,7 @@ class EvaluationSet:
             if not self.has_prompts:
                 prompt_ids, completion_ids = self._document(row, index)
                 self.texts.append({"answer": row["text"]})
-                self.answers.append(plan.score(prompt_ids, completion_ids))
+                self.answers.append(plan.score(prompt_ids, completion_ids, moments))
                 continue
             prompt, completion = read_prompt_completion(
                 row, self.kind, self.name, index, self.prompting.processing_class
@@ -101,7 +100,7 @@ class EvaluationSet:
             encode = self.prompting.encode_question if is_question else self.prompting.encode
             prompt_ids, completion_ids = encode(prompt, completion)
             self._check_tokens(prompt_ids, completion_ids, index)
-            self.answers.append(plan.score(prompt_ids, completion_ids))
+            self.answers.append(plan.score(prompt_ids, completion_ids, moments))
             shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
             self.texts.append({"question": shown, "answer": completion_text(completion)})
             if answers_only:
@@ -120,9 +119,9 @@ class EvaluationSet:
     def _document(self, row: dict, index: int) -> tuple[list[int], list[int]]:
         if not (row["text"] or "").strip():
             raise ValueError(f"Row {index} of the {self.name} set, column `text`: the document is empty.")
-        ids = self.prompting.processing_class(row["text"])["input_ids"][:_MAX_DOCUMENT_LENGTH]
-        self._check_tokens(ids[:1], ids[1:], index)
-        return ids[:1], ids[1:]
+        prompt_ids, completion_ids = self.prompting.encode_document(row["text"])
+        self._check_tokens(prompt_ids, completion_ids, index)
+        return prompt_ids, completion_ids
 
     def _check_tokens(self, prompt_ids: list[int], completion_ids: list[int], index: int) -> None:
         if not prompt_ids or not completion_ids:
@@ -224,7 +223,7 @@ class EvaluationSet:
         return [decode(completion_ids, skip_special_tokens=True) for _, completion_ids in self.answers]
 
     def _content(self, answer: Completion) -> int:
-        return len(self.prompting.without_end(answer[1])) if self.has_prompts else len(answer[1])
+        return len(self.prompting.without_end(answer[1], is_document=not self.has_prompts))
 
     def _text(self, new_ids: list[int]) -> str:
         # open-unlearning cleans what it decodes, generated answers and true ones

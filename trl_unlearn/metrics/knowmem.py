@@ -7,14 +7,14 @@ from .rouge import rouge_l
 
 
 # After worked examples a model goes on with the next question; that is no part of its answer.
-_NEXT_QUESTION = re.compile(r"\n\n|Question:")
+_NEXT_QUESTION = re.compile(r"\n\n|\nQuestion|Question:")
 
 
 def knowmem(
     predictions: list[str], references: list[str], convention: Literal["muse", "open-unlearning"] = "muse"
 ) -> dict[str, float | list[float]]:
     """
-    ROUGE-L F1 between the model's answer, cut at a blank line or `Question:`, and the true one, and its mean.
+    ROUGE-L F1 between the model's answer, cut at a blank line or the next question, and the true one, and its mean.
 
     Defined in [MUSE](https://huggingface.co/papers/2407.06460).
 
