@@ -1,7 +1,7 @@
 """Loads a model or an adapter to be evaluated, whole or sharded as the launcher says."""
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .._trl import prepare_deepspeed, prepare_fsdp
@@ -26,10 +26,19 @@ def load_model(
     """
     source = {"revision": revision, "trust_remote_code": False}
     accelerator = Accelerator()
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # Else transformers 4 reads the weights on the first process only, and the others would shard what is not there.
+        disable_fsdp_ram_efficient_loading()
     model = AutoModelForCausalLM.from_pretrained(model_name_or_path, dtype=dtype, use_safetensors=True, **source)
     tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **source)
     if accelerator.distributed_type == DistributedType.FSDP:
         return prepare_fsdp(model, accelerator), tokenizer
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # DeepSpeed wants to know the batches of a training, which a trainer would fill in for "auto".
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_batch_size": accelerator.num_processes,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+        }
         return prepare_deepspeed(model, accelerator).module, tokenizer
     return model.to(accelerator.device), tokenizer

@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -104,7 +106,7 @@ def model_digest(model: nn.Module) -> str:
     """
     SHA-256 of the weights and the config of a model, wherever it was loaded from, with its adapters as they are in use.
 
-    Sharded weights are hashed where they are, so that their digest holds for this number of processes only.
+    Sharded weights are gathered one by one, so that their digest is that of the whole model.
     """
     config = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
@@ -114,17 +116,29 @@ def model_digest(model: nn.Module) -> str:
             use = (module.active_adapters, module.disable_adapters, getattr(module, "scaling", None))
             digest.update(f"{name} {use}".encode())
     state = PartialState()
-    sharded = is_sharded(model)
-    if sharded or state.is_main_process:
-        for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0]):
-            tensor = getattr(tensor, "ds_tensor", tensor).detach()
-            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
-    if state.num_processes == 1:
-        return digest.hexdigest()
-    digests = gather_object([digest.hexdigest()])
-    return sha256("".join(digests).encode()).hexdigest() if sharded else digests[0]
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0]):
+        with _whole(tensor) as whole:
+            if state.is_main_process:
+                digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
+                digest.update(whole.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+    digests = [digest.hexdigest()]
+    if state.num_processes > 1:  # only the main process has hashed
+        broadcast_object_list(digests)
+    return digests[0]
+
+
+@contextmanager
+def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """All of a tensor, of which this process may hold a part; all processes must ask for it together."""
+    if isinstance(tensor, DTensor):
+        yield tensor.to(tensor.device_mesh.device_type).full_tensor()
+    elif hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            yield tensor
+    else:
+        yield tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
