@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow coverage precommit wheel clean
+.PHONY: quickstart test test-slow coverage precommit wheel publish clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/trl-unlearn quickstart
@@ -22,6 +22,9 @@ coverage: $(INSTALLED)
 precommit: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+publish: $(INSTALLED)  # for maintainers, with a token of the Hub
+	$(BIN)/python utils/publish.py --organization $(or $(ORGANIZATION),trl-unlearn)
 
 wheel: $(INSTALLED)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
