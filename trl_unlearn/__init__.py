@@ -18,6 +18,7 @@ _MODULES = {
     "UnlearningEvalCallback": "evaluation.callback",
     "altpo_loss": "losses",
     "evaluate_unlearning": "evaluation.evaluate",
+    "load_unlearned": "hub.load",
     "metric_path": "metrics.paths",
     "npo_loss": "losses",
     "simnpo_loss": "losses",
@@ -28,6 +29,7 @@ __all__ = ["__version__", *_MODULES]
 if TYPE_CHECKING:
     from .evaluation.callback import UnlearningEvalCallback
     from .evaluation.evaluate import evaluate_unlearning
+    from .hub.load import load_unlearned
     from .losses import altpo_loss, npo_loss, simnpo_loss
     from .metrics.paths import metric_path
     from .trainer.altpo_config import AltPOConfig

@@ -10,6 +10,9 @@ COMMANDS = {
     "altpo": "Unlearn with Alternate Preference Optimization.",
     "evaluate": "Evaluate a model on TOFU, MUSE, WMDP, the embedded world, or rows of your own.",
     "compare": "Compare evaluations from their files alone.",
+    "push": "Push a trained model or adapter to the Hub, with its results and card.",
+    "merge": "Merge an adapter into its base model.",
+    "chat": "Ask a model, its base and the retained model the same question.",
     "quickstart": "Make a small world, unlearn a part of it with every method, and compare.",
 }
 

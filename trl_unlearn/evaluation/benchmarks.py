@@ -132,8 +132,7 @@ def evaluate_as_asked(
         for name, source in sources.items():
             result["data"][name] = source | result["data"][name]
     if model_name is not None:
-        commit = getattr(model.config, "_commit_hash", None)
-        result["model"] = {"name": _name(model_name), "revision": commit, **result.get("model", {})}
+        result["model"] = {"name": _name(model_name), **_commits(model), **result.get("model", {})}
     return {
         "schema": 1,
         "benchmark": benchmark,
@@ -203,6 +202,15 @@ def _parse(spec: str) -> tuple[str, str | None, str]:
     name, _, rest = spec.partition(":")
     config, _, split = rest.partition(":")
     return name, config or None, split or "train"
+
+
+def _commits(model: "PreTrainedModel") -> dict[str, str | None]:
+    """The commit of the model on the Hub, and for an adapter also its base and the base's, as far as they are known."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if not hasattr(model, "peft_config"):
+        return {"revision": commit}
+    own_commit = getattr(model.active_peft_config, "_commit_hash", None)
+    return {"revision": own_commit, "base_model": _name(model.config.name_or_path), "base_revision": commit}
 
 
 def _name(name_or_path: str) -> str:

@@ -2,13 +2,14 @@
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._trl import prepare_deepspeed, prepare_fsdp
+from ..hub.load import load_unlearned
 
 
 def load_model(
-    model_name_or_path: str, revision: str = "main", dtype: str = "auto"
+    model_name_or_path: str, revision: str | None = None, dtype: str = "auto", base_model: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Loads a model and its tokenizer onto this process's device.
@@ -16,21 +17,21 @@ def load_model(
     Args:
         model_name_or_path (`str`):
             Model or adapter: an id on the Hub or a path.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch, tag or commit.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights; `"auto"` takes the saved one.
+        base_model (`str`, *optional*):
+            As for [`load_unlearned`].
 
     Returns:
         `tuple`: The model, sharded under FSDP and ZeRO-3, and its tokenizer.
     """
-    source = {"revision": revision, "trust_remote_code": False}
     accelerator = Accelerator()
     if accelerator.distributed_type == DistributedType.FSDP:
         # Else transformers 4 reads the weights on the first process only, and the others would shard what is not there.
         disable_fsdp_ram_efficient_loading()
-    model = AutoModelForCausalLM.from_pretrained(model_name_or_path, dtype=dtype, use_safetensors=True, **source)
-    tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **source)
+    model, tokenizer = load_unlearned(model_name_or_path, revision=revision, base_model=base_model, dtype=dtype)
     if accelerator.distributed_type == DistributedType.FSDP:
         return prepare_fsdp(model, accelerator), tokenizer
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

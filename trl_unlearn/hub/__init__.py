@@ -1,0 +1,1 @@
+"""Unlearned models to the Hub and back: results, card, recipe, push, load."""
