@@ -29,8 +29,11 @@ class EvaluateScriptArguments(EvaluationArguments):
             Model or adapter: an id on the Hub or a path.
         output_dir (`str`):
             Folder for the results.
-        model_revision (`str`, *optional*, defaults to `"main"`):
-            Revision of the model.
+        model_revision (`str`, *optional*):
+            Branch, tag or commit of the model on the Hub.
+        base_model (`str`, *optional*):
+            Model that an adapter belongs to, in place of the one that it names; of a whole model without a tokenizer, the
+            model whose tokenizer it shares.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights; `"auto"` takes the saved one. Log-probabilities are computed in fp32 in any case.
         before_logs (`str`, *optional*):
@@ -41,7 +44,12 @@ class EvaluateScriptArguments(EvaluationArguments):
 
     model_name_or_path: str = field(kw_only=True, metadata={"help": "Model or adapter: an id on the Hub or a path."})
     output_dir: str = field(kw_only=True, metadata={"help": "Folder for the results."})
-    model_revision: str = field(default="main", metadata={"help": "Revision of the model."})
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "Model that an adapter belongs to, or whose tokenizer the model shares."}
+    )
     dtype: str = field(default="auto", metadata={"help": "Data type of the weights; 'auto' takes the saved one."})
     before_logs: str | None = field(
         default=None, metadata={"help": "Evaluation of the model before unlearning, for the tables."}
@@ -74,7 +82,9 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
         for split in splits:  # what is wrong with the data is said before the model is loaded
             load_sets(arguments, split)
     before = read_log(arguments.before_logs) if arguments.before_logs is not None else None
-    model, tokenizer = load_model(arguments.model_name_or_path, arguments.model_revision, arguments.dtype)
+    model, tokenizer = load_model(
+        arguments.model_name_or_path, arguments.model_revision, arguments.dtype, arguments.base_model
+    )
     directory = Path(arguments.output_dir) / EVALUATION_DIR
     if arguments.overwrite:  # once, since the retained model's rows and earlier splits' are kept there as well
         RowStore(directory / "rows", overwrite=True)
