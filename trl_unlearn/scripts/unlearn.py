@@ -1,7 +1,7 @@
 """What the training commands share: arguments for data and evaluation, and the run from model to saved result."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..evaluation.arguments import EvaluationArguments
@@ -77,7 +77,7 @@ def run(
     model_args: "ModelConfig",
 ) -> None:
     """
-    Loads model and data, trains, evaluates and saves.
+    Loads model and data, trains, evaluates, saves, and then pushes if `push_to_hub` is set.
 
     Args:
         trainer_class (`type[UnlearningTrainer]`):
@@ -92,6 +92,8 @@ def run(
     from trl import get_peft_config, get_quantization_config
 
     from ..data.loading import load_rows
+    from ..hub.recipe import build_recipe
+    from ..trainer.publication import base_of
 
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -141,13 +143,16 @@ def run(
             )
         )
 
+    revision = base_of(trainer)[1] or model_args.model_revision
+    trainer.recipe = build_recipe(script_args, training_args, replace(model_args, model_revision=revision))
+
     resume = training_args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume in ("true", "True") else resume)
-    trainer.save_model()
     trainer.save_state()
-    trainer.create_model_card()
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub()  # which saves first
+    else:
+        trainer.save_model()
     end(trainer)
 
 

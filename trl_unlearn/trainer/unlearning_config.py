@@ -1,12 +1,17 @@
 """The options that all unlearning trainers share."""
 
+import copy
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from ..data.encoding import DEFAULT_QUESTION_ANSWER_TEMPLATE
+
+
+_TOKENS = {"hub_token", "push_to_hub_token"}
 
 
 @dataclass
@@ -70,6 +75,20 @@ class UnlearningConfig(SFTConfig):
         warmup_epochs (`float`, *optional*, defaults to `1.0`):
             Length of the linear warm-up in epochs, at most half of the training. Used when `warmup_steps` is `0`.
 
+        > Parameters that control what is published
+
+        hub_base_model_id (`str`, *optional*):
+            Id on the Hub of the model that is unlearned, if it was loaded from a path. An adapter needs one: it is
+            published as a change of that model.
+        eval_results_benchmark (`str`, *optional*):
+            Id of a data set on the Hub's list of benchmarks, for which a result is written into `.eval_results/` too. No
+            unlearning benchmark is on that list yet.
+        eval_results_task_id (`str`, *optional*):
+            Name of the task in that benchmark, which is also the metric that is reported.
+
+    A token (`hub_token`) is used by this process and never written anywhere: `repr` masks it, and pickles (such as
+    `training_args.bin`) are made without it. Where processes are started by pickling, log in with `hf auth login` instead.
+
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`], after the papers' TOFU recipes:
     > - `learning_rate`: Defaults to `1e-5` instead of `2e-5`.
@@ -79,6 +98,9 @@ class UnlearningConfig(SFTConfig):
     > - `weight_decay`: Defaults to `0.01` instead of `0.0`.
     > - `max_grad_norm`: Defaults to `0.0` (no clipping) instead of `1.0`.
     > - `bf16`: Defaults to `True` where the device supports it and `fp16` is not set, and to `False` elsewhere.
+    > - `hub_strategy`: Defaults to `"end"` instead of `"every_save"`: a repository's history would keep every half-unlearned
+    >   checkpoint. `"every_save"` pushes those too, by the same list of files; `"checkpoint"` and `"all_checkpoints"`, which
+    >   publish optimizers and pickles, are refused.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -94,6 +116,13 @@ class UnlearningConfig(SFTConfig):
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "Norm to which gradients are clipped. With 0, they are not."}
+    )
+
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "When to push with `push_to_hub`: at the 'end', or in the background at 'every_save' as well.",
+        },
     )
 
     # Parameters that control the reference model
@@ -158,6 +187,23 @@ class UnlearningConfig(SFTConfig):
         },
     )
 
+    # Parameters that control what is published
+    hub_base_model_id: str | None = field(
+        default=None,
+        metadata={"help": "Id on the Hub of the model that is unlearned, if it was loaded from a path."},
+    )
+    eval_results_benchmark: str | None = field(
+        default=None,
+        metadata={"help": "Data set on the Hub's list of benchmarks, for which `.eval_results/` is written."},
+    )
+    eval_results_task_id: str | None = field(
+        default=None, metadata={"help": "Name of the task in that benchmark, and of the metric that is reported."}
+    )
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.__repr__ = UnlearningConfig.__repr__  # else its dataclass would make one that prints tokens
+
     def __post_init__(self):
         if self.bf16 is None:
             # TRL's default raises on a machine without bf16, where a newcomer's first run must not fail.
@@ -190,6 +236,14 @@ class UnlearningConfig(SFTConfig):
             raise ValueError(f"`precompute_ref_batch_size` must be positive, got {self.precompute_ref_batch_size}.")
         if self.warmup_epochs < 0:
             raise ValueError(f"`warmup_epochs` must not be negative, got {self.warmup_epochs}.")
+        if self.hub_strategy not in ("end", "every_save"):
+            raise ValueError(
+                f"`hub_strategy={str(getattr(self.hub_strategy, 'value', self.hub_strategy))!r}` publishes the states of "
+                "optimizers and pickles, from which what was unlearned may be read. Use 'end', or 'every_save' to push the "
+                "weights of each checkpoint."
+            )
+        if (self.eval_results_benchmark is None) != (self.eval_results_task_id is None):
+            raise ValueError("Give `eval_results_benchmark` and `eval_results_task_id` together, or neither.")
         if self.retain_loss_type == "kl_all_positions" and self.padding_free:
             raise ValueError(
                 "`retain_loss_type='kl_all_positions'` averages over padding, which `padding_free=True` removes. Use "
@@ -220,3 +274,35 @@ class UnlearningConfig(SFTConfig):
         if self.warmup_steps:
             return super().get_warmup_steps(num_training_steps)
         return ceil(num_training_steps * min(self.warmup_epochs / max(self.num_train_epochs, 1e-9), 0.5))
+
+    def __repr__(self) -> str:
+        options = "".join(f"{name}={value},\n" for name, value in sorted(self.to_dict().items()))
+        return f"{type(self).__name__}(\n{options})"
+
+    __str__ = __repr__
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as they are given to trackers, with tokens masked."""
+        options = super().to_dict()
+        options["model_init_kwargs"] = _masked(options.get("model_init_kwargs"), "<TOKEN>")
+        return options
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__ | dict.fromkeys(_TOKENS & self.__dict__.keys())
+        state["model_init_kwargs"] = _masked(self.model_init_kwargs, None)
+        return state
+
+    # Without these two, a copy would be made as a pickle is
+    def __copy__(self) -> "UnlearningConfig":
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "UnlearningConfig":
+        other = memo[id(self)] = object.__new__(type(self))
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+
+def _masked(options: dict[str, Any] | None, mask: str | None) -> dict[str, Any] | None:
+    return options and {key: mask if key in ("token", "use_auth_token") else value for key, value in options.items()}

@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -22,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import logging
 from trl import SFTTrainer
 
@@ -41,7 +43,21 @@ from ..data.collator import UnlearningCollator
 from ..data.encoding import encode_dataset
 from ..data.formats import check_dataset, split_alternates
 from ..data.pairing import PairSampler, PairSamplerCallback, UnlearningRows
-from .model_card import save_model_card
+from ..evaluation.plots import plot_trajectory
+from ..files import write_text
+from ..hub.push import (
+    PushError,
+    base_license,
+    card_of,
+    check_push,
+    last_checkpoint,
+    push_command,
+    push_folder,
+    write_card,
+)
+from ..hub.recipe import RECIPE_FILE
+from ..hub.results import hub_id, save_results
+from .publication import base_of, collect, commit_of_model, default_repo_name, recipe_of, source_of
 from .scoring import label_positions, lm_head, row_of_positions, score_rows, take_positions, token_kl
 from .unlearning_config import UnlearningConfig
 
@@ -178,6 +194,16 @@ class UnlearningTrainer(SFTTrainer):
         else:
             self._retain_dataset = None
 
+        # For what is published
+        self._sources = {"forget": source_of(train_dataset), "retain": source_of(self._retain_dataset)}
+        self.recipe: str | None = None
+        self._model_card: ModelCard | None = None
+        self._remote_card: str | None = None
+        self._base_license: str | None = None
+        self._parent_commit: str | None = None
+        self._pushes: list[tuple[str, Future]] = []
+        self._hub_thread = HfApi()
+
         self.args = args  # what follows is decided before `Trainer` sets it
         self._uses_kl = args.retain_weight > 0 and args.retain_loss_type != "nll"
         self._precomputes = self._forget_loss_uses_reference and args.precompute_ref_log_probs
@@ -202,6 +228,16 @@ class UnlearningTrainer(SFTTrainer):
         finally:
             args.max_length = max_length
         self.data_collator = UnlearningCollator(self.data_collator)
+        if isinstance(model, str):
+            revision = (args.model_init_kwargs or {}).get("revision")
+            self.model.config._commit_hash = commit_of_model(model, revision)
+        if is_peft_model(self.model):
+            base_model, revision = base_of(self)
+            if (
+                base_model is not None
+            ):  # so that the adapter can be loaded elsewhere, on the very weights it was trained on
+                self.model.active_peft_config.base_model_name_or_path = base_model
+                self.model.active_peft_config.revision = revision
         # The loss is not the model's own: neither its scaling nor a count of its labels is wanted.
         self.model_accepts_loss_kwargs = False
 
@@ -602,27 +638,223 @@ class UnlearningTrainer(SFTTrainer):
 
     # ------------------------------------------------------------------ saving
 
+    def train(self, *args, **kwargs) -> TrainOutput:
+        self._model_card = None  # what is built after training has its results
+        return super().train(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        directory = Path(output_dir or self.args.output_dir)
         # PEFT saves all adapters. The frozen copy is the model before unlearning: it must not be published with it.
-        shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
+        shutil.rmtree(directory / "ref", ignore_errors=True)
+        if self.is_world_process_zero():
+            results = collect(self)
+            save_results(results, directory)
+            write_text(self.recipe or recipe_of(self), directory / RECIPE_FILE)
+            callback = self._evaluation_callback()
+            if callback is not None and callback.evaluations:
+                plot_trajectory(callback.evaluations, directory / "unlearning.png")
+            try:  # last, since PEFT rewrites cards when it saves
+                write_card(self._build_card() if self.is_in_train else self.model_card, results, directory)
+            except ValueError as error:  # an older card that cannot be read is no reason to stop a training
+                logger.error(f"No card was written into {directory}. {error}")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.args.save_total_limit is not None:
+            self._finish_current_push()  # of a checkpoint that may now be removed
+        super(SFTTrainer, self)._save_checkpoint(model, trial)  # SFTTrainer's would write a card beside the checkpoint
+
+    def _evaluation_callback(self) -> "UnlearningEvalCallback | None":  # noqa: F821
+        from ..evaluation.callback import UnlearningEvalCallback
+
+        callbacks = self.callback_handler.callbacks
+        return next((callback for callback in callbacks if isinstance(callback, UnlearningEvalCallback)), None)
+
+    # ------------------------------------------------------------------ card
+
+    @property
+    def model_card(self) -> ModelCard:
+        """
+        The card, with the results of the training. It may be edited: it is saved and pushed as it then is.
+
+        Example:
+
+        ```python
+        >>> trainer.train()
+        >>> trainer.model_card.text += "\n## Contact\n\nWrite to me.\n"
+        >>> trainer.push_to_hub()
+        ```
+        """
+        if self._model_card is None:
+            self._model_card = self._build_card()
+        return self._model_card
+
+    def _build_card(self) -> ModelCard:
+        return card_of(self.args.output_dir, collect(self), self.hub_model_id, self._remote_card)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
-        Writes `README.md` into the output directory.
+        Builds the card anew and writes it as `README.md` into the output directory.
 
         Args:
             model_name (`str`, *optional*):
-                Name of the model.
+                Repository of the model, for the snippet. Defaults to the one that it is pushed to.
             dataset_name (`str`, *optional*):
-                Id of the forget set on the Hub.
+                Id of the forget set on the Hub, where the rows do not tell it themselves.
             tags (`str` or `list[str]`, *optional*):
                 Tags to add.
         """
-        if self.is_world_process_zero():
-            save_model_card(self, model_name, dataset_name, tags)
+        if not self.is_world_process_zero():
+            return
+        if dataset_name is not None and hub_id(dataset_name):
+            self._sources["forget"] |= {"dataset": dataset_name, "private": False}
+        results = collect(self)
+        self._model_card = card_of(self.args.output_dir, results, model_name or self.hub_model_id, self._remote_card)
+        tags = [tags] if isinstance(tags, str) else tags or []
+        self._model_card.data.tags = [*dict.fromkeys([*(self._model_card.data.tags or []), *tags])]
+        write_card(self._model_card, results, self.args.output_dir)
+
+    # ------------------------------------------------------------------ push
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Makes sure, before training, that the model can be pushed, and creates its repository.
+
+        Args:
+            token (`str`, *optional*):
+                Token. Defaults to `hub_token`, and to that of the login.
+            private (`bool`, *optional*):
+                What the repository must be. Defaults to `hub_private_repo`.
+
+        Raises:
+            PushError: If it cannot be pushed; the message says what to do.
+        """
+        if not self.is_world_process_zero():
+            return
+        token = token or self.args.hub_token
+        base_model, revision = base_of(self)
+        target = check_push(
+            self.args.hub_model_id or default_repo_name(self),
+            self.args.hub_private_repo if private is None else private,
+            self.args.hub_revision,
+            token,
+            base_model or get_config_model_id(self.model.config) if is_peft_model(self.model) else None,
+        )
+        self.hub_model_id, self._parent_commit, self._remote_card = target
+        if base_model is not None:
+            self._base_license = base_license(base_model, revision, token)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> "CommitInfo | Future[CommitInfo] | None":
+        """
+        Saves everything (model, tokenizer, results, recipe, card) to the output directory, then pushes it.
+
+        Of the directory, only what [`~hub.push.PUBLISHED`] lists is pushed: no checkpoint, no `training_args.bin`, no
+        evaluation with its rows.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                Title of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to return when it is done, and not while it is.
+            token (`str`, *optional*):
+                Token. Defaults to `hub_token`, and to that of the login.
+            revision (`str`, *optional*):
+                Branch, made if it is missing. Defaults to `hub_revision`.
+            private (`bool`, *optional*):
+                What the repository must be. Defaults to `hub_private_repo`.
+            kwargs:
+                Arguments of [`~UnlearningTrainer.create_model_card`], which then builds the card anew.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]: The commit; with `blocking=False` a future of it, and `None` on all processes
+            but the first.
+
+        Raises:
+            PushError: If it fails. The message says where everything lies and which command pushes it.
+        """
+        directory = self.args.output_dir
+        repo_id = self.hub_model_id or self.args.hub_model_id or default_repo_name(self)
+        try:
+            self.save_model(_internal_call=True)
+        except Exception as error:
+            checkpoint = last_checkpoint(directory)
+            raise PushError(
+                f"Nothing was pushed, because saving to {directory} failed: {error}\nThe model is still in memory: make room, "
+                "or set `trainer.args.output_dir` to another folder, and call `trainer.push_to_hub()` again."
+                + (
+                    f" To push the last checkpoint instead:\n    {push_command(checkpoint, repo_id)}"
+                    if checkpoint is not None
+                    else ""
+                )
+            ) from error
+        if not self.is_world_process_zero():
+            return None
+        if kwargs:
+            self.create_model_card(**kwargs)
+        self._tell_callbacks()
+        self._finish_current_push()
+        if blocking:
+            return self._push(directory, repo_id, commit_message, token, revision, private)
+        return self._push_in_background(directory, repo_id, commit_message, token, revision, private)
+
+    def _push(
+        self,
+        directory: str,
+        repo_id: str,
+        commit_message: str,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo:
+        is_usual = self.hub_model_id is not None and revision in (None, self.args.hub_revision)
+        commit = push_folder(
+            directory,
+            repo_id,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            parent_commit=self._parent_commit if is_usual else None,
+            commit_message=commit_message,
+        )
+        if is_usual:
+            self._parent_commit = commit.oid
+        return commit
+
+    def _push_in_background(self, directory: str, *arguments) -> Future:
+        push = self._hub_thread.run_as_future(self._push, directory, *arguments)
+        self._pushes.append((directory, push))
+        return push
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes a checkpoint in the background, unless the one before is still under way."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and any(not push.done() for _, push in self._pushes):
+            return
+        self._tell_callbacks()
+        message = f"Training in progress, step {self.state.global_step}"
+        self._push_in_background(checkpoint_folder, self.hub_model_id, message)
+
+    def _tell_callbacks(self) -> None:
+        if hasattr(self.callback_handler, "on_push_begin"):  # since transformers 5
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+
+    def _finish_current_push(self) -> None:
+        """Waits for pushes in the background, and says which have failed."""
+        while self._pushes:
+            directory, push = self._pushes.pop(0)
+            if push.exception() is not None:
+                logger.error(f"{directory} was not pushed. {push.exception()}")
 
 
 def _take_rows(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
