@@ -18,9 +18,11 @@ _MODULES = {
     "UnlearningEvalCallback": "evaluation.callback",
     "altpo_loss": "losses",
     "evaluate_unlearning": "evaluation.evaluate",
+    "PushError": "hub.push",
     "load_unlearned": "hub.load",
     "metric_path": "metrics.paths",
     "npo_loss": "losses",
+    "push_folder": "hub.push",
     "simnpo_loss": "losses",
 }
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from .evaluation.callback import UnlearningEvalCallback
     from .evaluation.evaluate import evaluate_unlearning
     from .hub.load import load_unlearned
+    from .hub.push import PushError, push_folder
     from .losses import altpo_loss, npo_loss, simnpo_loss
     from .metrics.paths import metric_path
     from .trainer.altpo_config import AltPOConfig

@@ -57,10 +57,20 @@ def load_rows(
     return datasets.load_dataset(dataset_name, config, split=split, cache_dir=cache_dir)
 
 
+def hub_source(dataset: datasets.Dataset) -> tuple[str, str] | None:
+    """Id and commit of the data set on the Hub that rows were loaded from; `None` of all others."""
+    # datasets keeps no other trace of it: the cache of rows from the Hub lies at namespace___name/config/version/commit
+    place = r"([^/\\]+)___([^/\\]+)[/\\][^/\\]+[/\\][^/\\]+[/\\]([0-9a-f]{40})[/\\][^/\\]+"
+    found = {
+        match and match.groups() for match in (re.search(place, file["filename"]) for file in dataset.cache_files)
+    }
+    if len(found) != 1 or None in found:
+        return None
+    ((namespace, name, commit),) = found
+    return f"{namespace}/{name}", commit
+
+
 def commit_of(dataset: datasets.Dataset) -> str | None:
     """The commit that rows from the Hub were read at; `None` for local ones."""
-    for url in dataset.info.download_checksums or ():
-        match = re.search(r"@([0-9a-f]{40})/", url)
-        if match:
-            return match.group(1)
-    return None
+    source = hub_source(dataset)
+    return None if source is None else source[1]

@@ -192,7 +192,12 @@ def load_sets(
     sets, sources = {}, {}
     for name, (source, config, part) in wanted.items():
         sets[name] = load_rows(source, config, part, revision=arguments.eval_dataset_revision)
-        sources[name] = {"dataset": _name(source), "config": config, "split": part, "revision": commit_of(sets[name])}
+        sources[name] = {
+            "dataset": _name(source),
+            "config": config,
+            "split": part,
+            "revision": commit_of(sets[name]),
+        }
     return sets, sources
 
 

@@ -84,7 +84,7 @@ def build_card(
         if "/" not in repo_id:
             raise ValueError(f"`repo_id` is {repo_id!r}; expected the namespace too, as 'me/{repo_id}'.")
     results = collect_results(**{key: value for key, value in results.items() if key != "schema"})
-    extra, above, below = _hand_written(existing)
+    extra, above, below = hand_written(existing)
     title = repo_id.split("/")[1] if repo_id else _name(results)
     card = ModelCard.from_template(
         _metadata(results, title, extra),
@@ -138,7 +138,7 @@ def eval_results_yaml(results: dict[str, Any]) -> dict[str, str]:
     try:
         from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     except ImportError:
-        logger.warning(
+        logger.warning_once(
             f"huggingface_hub {hub_version} does not write `.eval_results/`, so that there will be no entry for "
             f"{configured['benchmark']}. Install a newer one."
         )
@@ -477,7 +477,7 @@ def _settings(settings: dict[str, Any]) -> str:
 # ------------------------------------------------------------------ older cards
 
 
-def _hand_written(existing: str | None) -> tuple[dict[str, Any], str, str]:
+def hand_written(existing: str | None) -> tuple[dict[str, Any], str, str]:
     """Of an older card: its metadata, and what stands above and below the generated block."""
     if not existing or not existing.strip():
         return {}, "", ""

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..evaluation.results import EVALUATION_DIR
 from ..files import write_text
-from .card import BEGIN, END, _hand_written, build_card, eval_results_yaml, save_card
+from .card import BEGIN, END, build_card, eval_results_yaml, hand_written, save_card
 from .markdown import fence
 from .repository import is_hub_id
 from .results import TOKEN, load_results
@@ -504,8 +504,8 @@ def card_of(
         [`~huggingface_hub.ModelCard`]: The card.
     """
     directory = Path(directory)
-    metadata, *parts = _hand_written(_read_card(directory))
-    metadata_there, *parts_there = _hand_written(remote)
+    metadata, *parts = hand_written(_read_card(directory))
+    metadata_there, *parts_there = hand_written(remote)
     above, below = (
         there if ours in there else ours if there in ours else f"{there}\n\n{ours}"
         for ours, there in zip(parts, parts_there, strict=True)
@@ -532,9 +532,9 @@ def _update_card(directory: Path, target: Target) -> None:
     if results is None:
         return
     ours = _read_card(directory) or ""
-    metadata, *parts = _hand_written(target.card)
+    metadata, *parts = hand_written(target.card)
     if BEGIN in ours and f'"{target.repo_id}"' in ours and all(part in ours for part in parts):
-        if metadata.keys() <= _hand_written(ours)[0].keys():
+        if metadata.keys() <= hand_written(ours)[0].keys():
             return
     write_card(card_of(directory, results, target.repo_id, target.card), results, directory)
 

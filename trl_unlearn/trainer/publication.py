@@ -17,6 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from .. import __version__
 from .._trl import get_config_model_id
+from ..data.loading import hub_source
 from ..hub.recipe import RECIPE_FILE, build_recipe, hyperparameters
 from ..hub.repository import is_hub_id
 from ..hub.results import collect_results
@@ -50,16 +51,12 @@ def source_of(dataset: Dataset | None) -> dict[str, Any] | None:
     """
     if dataset is None:
         return None
-    # datasets keeps no other trace of it: the cache of rows from the Hub lies at namespace___name/config/version/commit
-    place = r"([^/\\]+)___([^/\\]+)[/\\][^/\\]+[/\\][^/\\]+[/\\]([0-9a-f]{40})[/\\][^/\\]+"
-    found = {
-        match and match.groups() for match in (re.search(place, file["filename"]) for file in dataset.cache_files)
-    }
-    if len(found) != 1 or None in found:
+    source = hub_source(dataset)
+    if source is None:
         return {"dataset": None, "n": len(dataset), "private": True}
-    ((namespace, name, commit),) = found
+    name, commit = source
     return {
-        "dataset": f"{namespace}/{name}",
+        "dataset": name,
         "config": dataset.info.config_name,
         "split": re.match(r"\w+", str(dataset.split or "train"))[0],
         "revision": commit,
