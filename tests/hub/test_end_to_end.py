@@ -132,6 +132,22 @@ def test_the_cards_python_runs_and_its_numbers_are_those_of_the_model(output, hu
     assert len(on_card) > 10
 
 
+def test_a_merged_model_is_pushed_as_one(output, hub, run, folder):
+    run("-m", "trl_unlearn.scripts.merge", REPOSITORY, "merged")
+    run("-m", "trl_unlearn.scripts.push", "merged", "endtoend/merged")
+    files = files_of(hub, "endtoend/merged")
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "unlearn_results.json"} <= set(files)
+    assert not [name for name in files if name.startswith("adapter")]
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.base_model, card.data.base_model_relation) == ("endtoend/base", "finetune")
+    assert card.data.library_name == "transformers"
+    adapter = ModelCard(files_of(hub, REPOSITORY)["README.md"].decode())
+    numbers = [
+        {result.metric_name: result.metric_value for result in page.data.eval_results} for page in (card, adapter)
+    ]
+    assert numbers[0] == numbers[1]
+
+
 def test_the_recipe_repeats_the_run(output, hub, run, folder):
     (folder / "recipe.yaml").write_bytes(files_of(hub, REPOSITORY)["unlearn_recipe.yaml"])
     flags = ["--output_dir", "repeated", "--push_to_hub", "True", "--hub_model_id", "endtoend/repeated"]
