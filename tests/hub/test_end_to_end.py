@@ -221,3 +221,19 @@ def test_nothing_of_all_this_leaks(output, hub, world, folder):
     for path in folder.rglob("*"):  # nor is the token in a file that stays here: training_args.bin of each checkpoint
         if path.is_file() and "home" not in path.parts:
             assert b"hf_write" not in path.read_bytes() and b"hf_wrong" not in path.read_bytes(), path
+
+
+def test_a_private_data_set_is_not_named(hub, run, folder):
+    """On the page of the model, that is: whoever may not read the data set need not know that it is there."""
+    source = hub.repository("datasets", "endtoend/world")
+    hub.repository("datasets", "endtoend/hidden").commit(source.files())
+    hub.repository("datasets", "endtoend/hidden").private = True
+    script = (
+        "from datasets import load_dataset\n"
+        "from trl_unlearn.trainer.publication import source_of\n"
+        "for name in ('world', 'hidden'):\n"
+        "    print(source_of(load_dataset(f'endtoend/{name}', 'forget', split='train')))"
+    )
+    public, private = run("-c", script).stdout.splitlines()[-2:]
+    assert "'endtoend/world'" in public and "'private': False" in public
+    assert private == "{'dataset': None, 'n': 8, 'private': True}"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from .. import __version__
 from .._trl import get_config_model_id
@@ -47,12 +48,12 @@ def source_of(dataset: Dataset | None) -> dict[str, Any] | None:
 
     Returns:
         `dict` or `None`: `dataset`, `config`, `split` and `revision` of rows that were loaded from the Hub, `n` and
-        `private`, which is true of all others.
+        `private`, which is true of all others, and of data sets that the Hub shows to nobody without a token.
     """
     if dataset is None:
         return None
     source = hub_source(dataset)
-    if source is None:
+    if source is None or _is_private(source[0]):
         return {"dataset": None, "n": len(dataset), "private": True}
     name, commit = source
     return {
@@ -63,6 +64,16 @@ def source_of(dataset: Dataset | None) -> dict[str, Any] | None:
         "n": len(dataset),
         "private": False,
     }
+
+
+def _is_private(name: str) -> bool:
+    try:
+        HfApi().dataset_info(name, token=False, timeout=10)
+    except RepositoryNotFoundError:  # as the Hub calls it to strangers
+        return True
+    except Exception:  # no connection: then what was cached is named
+        return False
+    return False
 
 
 def base_of(trainer: "UnlearningTrainer") -> tuple[str | None, str | None]:  # noqa: F821
