@@ -237,3 +237,10 @@ def test_a_private_data_set_is_not_named(hub, run, folder):
     public, private = run("-c", script).stdout.splitlines()[-2:]
     assert "'endtoend/world'" in public and "'private': False" in public
     assert private == "{'dataset': None, 'n': 8, 'private': True}"
+    flags = ["--model_name_or_path", "endtoend/base", "--forget_config", "forget", "--retain_config", "retain"]
+    flags += ["--max_steps", "1", "--report_to", "none", "--save_strategy", "no"]
+    for name in ("world", "hidden"):
+        run("-m", "trl_unlearn.scripts.npo", "--dataset_name", f"endtoend/{name}", "--output_dir", name, *flags)
+        recipe = (folder / name / "unlearn_recipe.yaml").read_text()
+        assert ("dataset_name: endtoend/world" in recipe) == (name == "world")
+        assert "hidden" not in recipe + (folder / name / "README.md").read_text()

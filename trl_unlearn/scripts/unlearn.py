@@ -93,7 +93,7 @@ def run(
 
     from ..data.loading import load_rows
     from ..hub.recipe import build_recipe
-    from ..trainer.publication import base_of
+    from ..trainer.publication import base_of, without_private_names
 
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -144,7 +144,9 @@ def run(
         )
 
     revision = base_of(trainer)[1] or model_args.model_revision
-    trainer.recipe = build_recipe(script_args, training_args, replace(model_args, model_revision=revision))
+    trainer.recipe = build_recipe(
+        without_private_names(script_args, trainer), training_args, replace(model_args, model_revision=revision)
+    )
 
     resume = training_args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume in ("true", "True") else resume)

@@ -5,6 +5,7 @@ import platform
 import re
 import resource
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -210,6 +211,17 @@ def recipe_of(trainer: "UnlearningTrainer") -> str:  # noqa: F821
         model_name_or_path=base_model or "./private", model_revision=revision or "main", **options
     )
     return build_recipe(script_args, trainer.args, model_args)
+
+
+def without_private_names(script_args: Any, trainer: "UnlearningTrainer") -> Any:  # noqa: F821
+    """The arguments of a training command with paths in place of data sets that only some may know of."""
+    names = {"forget": "dataset_name", "retain": "retain_dataset_name"}
+    hidden = {
+        names[name]: "./private"
+        for name, source in trainer._sources.items()
+        if source is not None and source["private"] and getattr(script_args, names[name]) is not None
+    }
+    return replace(script_args, **hidden)
 
 
 def _adapter(trainer: "UnlearningTrainer") -> dict[str, Any] | None:  # noqa: F821
