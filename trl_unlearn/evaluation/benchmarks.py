@@ -39,7 +39,6 @@ def evaluate_as_asked(
     dataset_name: str | None = None,
     retained: dict[str, Any] | None = None,
     cache_dir: Path | None = None,
-    overwrite: bool = False,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """
@@ -63,8 +62,6 @@ def evaluate_as_asked(
             What [`evaluate_retained`] gives; found anew if it is not given.
         cache_dir (`Path`, *optional*):
             Folder for finished rows.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to remove what is in `cache_dir` first.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
@@ -74,16 +71,13 @@ def evaluate_as_asked(
     """
     split = split or splits_of(arguments)[0]
     if retained is None:
-        base_model = getattr(model, "peft_config", None) and model.config.name_or_path
-        retained = evaluate_retained(
-            arguments, split, base_model or model_name, dataset_name, cache_dir, show_progress
-        )
+        target = target_of(model, model_name)
+        retained = evaluate_retained(arguments, split, target, dataset_name, cache_dir, show_progress)
     benchmark = arguments.eval_benchmark
     common = {
         "extra_metrics": arguments.eval_extra_metrics,
         "compat": arguments.eval_compat,
         "cache_dir": cache_dir,
-        "overwrite": overwrite,
         "max_batch_tokens": arguments.eval_max_batch_tokens,
         "show_progress": show_progress,
     }
@@ -221,6 +215,11 @@ def _commits(model: "PreTrainedModel") -> dict[str, str | None]:
 def _name(name_or_path: str) -> str:
     """An id on the Hub as it is, and only the last part of a path, which may tell more than it should."""
     return Path(name_or_path).resolve().name if Path(name_or_path).exists() else name_or_path
+
+
+def target_of(model: "PreTrainedModel", model_name: str | None) -> str | None:
+    """The model that was unlearned, whose name tells which retained model belongs to it: an adapter's base, or itself."""
+    return model.config.name_or_path if hasattr(model, "peft_config") else model_name
 
 
 def evaluate_retained(

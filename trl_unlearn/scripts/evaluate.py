@@ -70,12 +70,13 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     from accelerate import PartialState
     from rich.console import Console
 
-    from trl_unlearn.evaluation.benchmarks import evaluate_as_asked, evaluate_retained, load_sets, splits_of
+    from trl_unlearn.evaluation.benchmarks import evaluate_as_asked, evaluate_retained, load_sets, splits_of, target_of
     from trl_unlearn.evaluation.loading import load_model
     from trl_unlearn.evaluation.logs import read_log
     from trl_unlearn.evaluation.report import summary_table
     from trl_unlearn.evaluation.results import EVALUATION_DIR, write_results
     from trl_unlearn.evaluation.store import RowStore
+    from trl_unlearn.scripts.unlearn import let_gloo_finish
 
     splits = splits_of(arguments)
     if arguments.eval_benchmark in ("tofu", "world", "custom"):
@@ -89,7 +90,8 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     if arguments.overwrite:  # once, since the retained model's rows and earlier splits' are kept there as well
         RowStore(directory / "rows", overwrite=True)
     for split in splits:
-        retained = evaluate_retained(arguments, split, arguments.model_name_or_path, cache_dir=directory / "rows")
+        target = target_of(model, arguments.model_name_or_path)
+        retained = evaluate_retained(arguments, split, target, cache_dir=directory / "rows")
         result = evaluate_as_asked(
             model,
             tokenizer,
@@ -107,8 +109,10 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
             console = Console()
             console.print(summary_table(results))
             console.print(f"Written to {place}: report.html to look at, evaluation.json for programs.")
-    PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    let_gloo_finish(state.num_processes)
 
 
 if __name__ == "__main__":

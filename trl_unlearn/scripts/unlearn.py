@@ -167,7 +167,12 @@ def end(trainer: "UnlearningTrainer") -> None:
             Trainer that has done its work.
     """
     trainer.accelerator.end_training()
-    if trainer.accelerator.num_processes > 1:
+    let_gloo_finish(trainer.accelerator.num_processes)
+
+
+def let_gloo_finish(num_processes: int) -> None:
+    """Waits a moment between the end of the process group and that of the process."""
+    if num_processes > 1:
         # Gloo's thread needs the interpreter to free the last collective, and is joined by whoever frees the group: if
         # that comes at once, each waits for the other for ever (seen with torch 2.13, one run in fifteen).
         time.sleep(0.5)
