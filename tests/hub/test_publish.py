@@ -15,6 +15,7 @@ print(metric.compute(predictions=[0.1, 0.2], retain_truth_ratios=[0.9, 1.0])["st
 """
 
 
+@pytest.mark.slow
 def test_dry_run_uploads_nothing(hub_server, client):
     output = client([sys.executable, SCRIPT, "--organization", "publisher-dry", "--dry_run"]).stdout
     assert "works where nothing but it is installed" in " ".join(output.split())

@@ -64,7 +64,10 @@ def test_recipes_parse_into_their_config_and_say_how_to_run(recipe):
     )
 
 
-@pytest.mark.parametrize("recipe", ["npo", "simnpo", "altpo", "grad_ascent", "grad_diff"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["npo", "simnpo", "altpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grad_ascent", "grad_diff"))],
+)
 def test_world_recipes_run_from_the_command_line(recipe, small_world, model_dir, tmp_path):
     path = recipe_path(f"world/llama-0.5m/{recipe}.yaml")
     flags = ["--model_name_or_path", model_dir, "--dataset_name", str(small_world / "data"), "--max_steps", "2"]

@@ -78,13 +78,14 @@ def weights(directory):
 @pytest.mark.parametrize(
     ("method", "lora", "options"),
     [
-        ("NPO", False, {}),
-        ("SimNPO", False, {}),
-        ("AltPO", False, {}),
-        ("NPO", False, {"retain_loss_type": "kl", "precompute_ref_log_probs": False}),
-        ("AltPO", True, {"retain_loss_type": "kl"}),
+        pytest.param("NPO", False, {}, id="npo", marks=pytest.mark.slow),
+        pytest.param("SimNPO", False, {}, id="simnpo", marks=pytest.mark.slow),
+        pytest.param("AltPO", False, {}, id="altpo"),
+        pytest.param(
+            "NPO", False, {"retain_loss_type": "kl", "precompute_ref_log_probs": False}, id="npo-kl-resident"
+        ),
+        pytest.param("AltPO", True, {"retain_loss_type": "kl"}, id="altpo-kl-lora", marks=pytest.mark.slow),
     ],
-    ids=["npo", "simnpo", "altpo", "npo-kl-resident", "altpo-kl-lora"],
 )
 def test_accumulation_and_processes_give_the_same_trajectory(method, lora, options, model_dir, data, tmp_path):
     """8 x 1, 1 x 8 accumulated, and 2 processes x 4: equal losses, gradients and weights."""
@@ -142,8 +143,15 @@ def test_micro_batch_normalization_depends_on_the_split(model_dir, data, tmp_pat
     assert first["retain_loss"] != pytest.approx(second["retain_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("method", ["NPO", "AltPO"])
+@pytest.mark.parametrize(
+    ("method", "lora"),
+    [
+        pytest.param("NPO", False, id="NPO-full", marks=pytest.mark.slow),
+        pytest.param("NPO", True, id="NPO-lora"),
+        pytest.param("AltPO", False, id="AltPO-full"),
+        pytest.param("AltPO", True, id="AltPO-lora", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_resumed_ends_with_the_same_weights(method, lora, model_dir, data, tmp_path):
     options = {
         "per_device_train_batch_size": 3,
