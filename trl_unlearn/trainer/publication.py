@@ -15,7 +15,6 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from .. import __version__
 from .._trl import get_config_model_id
@@ -49,14 +48,17 @@ def source_of(dataset: Dataset | None) -> dict[str, Any] | None:
 
     Returns:
         `dict` or `None`: `dataset`, `config`, `split` and `revision` of rows that were loaded from the Hub, `n` and
-        `private`, which is true of all others, and of data sets that the Hub shows to nobody without a token.
+        `private`, which is true of all others, and of data sets that the Hub calls private.
     """
     if dataset is None:
         return None
     source = hub_source(dataset)
-    if source is None or _is_private(source[0]):
+    if source is None:
         return {"dataset": None, "n": len(dataset), "private": True}
-    name, commit = source
+    name, is_private = _ask_hub(source[0])
+    if is_private:
+        return {"dataset": None, "n": len(dataset), "private": True}
+    commit = source[1]
     return {
         "dataset": name,
         "config": dataset.info.config_name,
@@ -67,14 +69,13 @@ def source_of(dataset: Dataset | None) -> dict[str, Any] | None:
     }
 
 
-def _is_private(name: str) -> bool:
+def _ask_hub(name: str) -> tuple[str, bool]:
+    """A data set's id as it is written, of which the cache keeps small letters only, and whether it is private."""
     try:
-        HfApi().dataset_info(name, token=False, timeout=10)
-    except RepositoryNotFoundError:  # as the Hub calls it to strangers
-        return True
-    except Exception:  # no connection: then what was cached is named
-        return False
-    return False
+        info = HfApi().dataset_info(name, timeout=10)
+    except Exception:  # no connection, or nothing of that spelling: then what was cached is named
+        return name, False
+    return info.id, bool(info.private)
 
 
 def base_of(trainer: "UnlearningTrainer") -> tuple[str | None, str | None]:  # noqa: F821
