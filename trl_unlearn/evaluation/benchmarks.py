@@ -13,6 +13,7 @@ from .evaluate import evaluate_unlearning
 from .loading import load_model
 from .logs import read_log
 from .muse import evaluate_muse
+from .provenance import shown_name
 from .retain_reference import resolve_retain_logs
 
 
@@ -126,7 +127,7 @@ def evaluate_as_asked(
         for name, source in sources.items():
             result["data"][name] = source | result["data"][name]
     if model_name is not None:
-        result["model"] = {"name": _name(model_name), **_commits(model), **result.get("model", {})}
+        result["model"] = {"name": shown_name(model_name), **_commits(model), **result.get("model", {})}
     return {
         "schema": 1,
         "benchmark": benchmark,
@@ -170,7 +171,7 @@ def load_sets(
             splits = [name.removesuffix("_perturbed") for name in there if name.endswith("_perturbed")]
             forget_splits = [name for name in splits if name.startswith("forget")]
             raise ValueError(
-                f"{_name(source)} has no configuration `{split}_perturbed`. Forget splits that can be evaluated there: "
+                f"{shown_name(source)} has no configuration `{split}_perturbed`. Forget splits that can be evaluated there: "
                 f"{', '.join(forget_splits) or 'none'}."
             )
         configs = {
@@ -187,7 +188,7 @@ def load_sets(
     for name, (source, config, part) in wanted.items():
         sets[name] = load_rows(source, config, part, revision=arguments.eval_dataset_revision)
         sources[name] = {
-            "dataset": _name(source),
+            "dataset": shown_name(source),
             "config": config,
             "split": part,
             "revision": commit_of(sets[name]),
@@ -209,12 +210,7 @@ def _commits(model: "PreTrainedModel") -> dict[str, str | None]:
     if not hasattr(model, "peft_config"):
         return {"revision": commit}
     own_commit = getattr(model.active_peft_config, "_commit_hash", None)
-    return {"revision": own_commit, "base_model": _name(model.config.name_or_path), "base_revision": commit}
-
-
-def _name(name_or_path: str) -> str:
-    """An id on the Hub as it is, and only the last part of a path, which may tell more than it should."""
-    return Path(name_or_path).resolve().name if Path(name_or_path).exists() else name_or_path
+    return {"revision": own_commit, "base_model": shown_name(model.config.name_or_path), "base_revision": commit}
 
 
 def target_of(model: "PreTrainedModel", model_name: str | None) -> str | None:

@@ -25,7 +25,7 @@ from .generate import Continuation
 from .membership import membership_inference
 from .plan import Plan
 from .prompting import Prompting
-from .provenance import cost, describe
+from .provenance import cost, describe, shown_name
 from .score import Completion
 from .sets import EvaluationSet, nll_of
 from .store import RowStore, is_sharded, model_digest
@@ -288,7 +288,6 @@ def _load(dataset_name: str, revision: str | None) -> tuple[dict[str, Dataset], 
     configs: dict[str, DatasetDict] = {
         config: load_rows(dataset_name, config, split=None, revision=revision) for config in _COLUMNS
     }
-    shown_name = Path(dataset_name).resolve().name if Path(dataset_name).exists() else dataset_name
     rows, data = {}, {}
     for name, (config, splits) in _SPLITS.items():
         there = configs[config]
@@ -313,7 +312,7 @@ def _load(dataset_name: str, revision: str | None) -> tuple[dict[str, Dataset], 
                         f"{text!r}; expected a text that is not empty."
                     )
         data[name] = {
-            "dataset": shown_name,
+            "dataset": shown_name(dataset_name),
             "config": config,
             "split": split,
             "revision": commit_of(there[split]),

@@ -4,6 +4,7 @@ import platform
 import resource
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,3 +76,8 @@ def cost(plan: Plan) -> dict[str, Any]:
         unit = 1 if sys.platform == "darwin" else 1024
         device, peak = "cpu", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {**plan.cost, "processes": PartialState().num_processes, "device": device, "peak_memory_bytes": peak}
+
+
+def shown_name(name_or_path: str) -> str:
+    """An id on the Hub as it is, and only the last part of a path, which may tell more than it should."""
+    return Path(name_or_path).resolve().name if Path(name_or_path).exists() else name_or_path

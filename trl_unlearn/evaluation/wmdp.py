@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .batching import evaluation_mode
 from .plan import Plan
 from .prompting import Prompting
-from .provenance import cost, describe
+from .provenance import cost, describe, shown_name
 from .store import is_sharded
 
 
@@ -184,7 +184,7 @@ def _add(result: dict[str, dict[str, Any]], name: str, output: dict[str, Any]) -
     source = config["dataset_path"]
     n = sum(output["n-samples"][leaf]["effective"] for leaf in leaves)
     result["data"][name] = {
-        "dataset": Path(source).resolve().name if Path(source).exists() else source,
+        "dataset": shown_name(source),
         "config": config["dataset_name"] if leaves == [name] else None,
         "split": config["test_split"],
         "n": n,

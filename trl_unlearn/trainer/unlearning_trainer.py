@@ -43,7 +43,6 @@ from ..data.collator import UnlearningCollator
 from ..data.encoding import encode_dataset
 from ..data.formats import check_dataset, split_alternates
 from ..data.pairing import PairSampler, PairSamplerCallback, UnlearningRows
-from ..evaluation.plots import plot_trajectory
 from ..files import write_text
 from ..hub.push import (
     PushError,
@@ -653,6 +652,8 @@ class UnlearningTrainer(SFTTrainer):
             write_text(self.recipe or recipe_of(self), directory / RECIPE_FILE)
             callback = self._evaluation_callback()
             if callback is not None and callback.evaluations:
+                from ..evaluation.plots import plot_trajectory  # and matplotlib, only where something is drawn
+
                 plot_trajectory(callback.evaluations, directory / "unlearning.png")
             try:  # last, since PEFT rewrites cards when it saves
                 write_card(self._build_card() if self.is_in_train else self.model_card, results, directory)
