@@ -52,7 +52,7 @@ def test_readme_from_training_to_loading(hub_server, run, tmp_path):
     train, publish = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "readme.py").write_text(train + publish + "print(type(model).__name__)\n", encoding="utf-8")
     assert run(tmp_path / "readme.py").split()[-1] == "PeftModelForCausalLM"
-    (name,) = re.findall(r'load_unlearned\("(.*?)"\)', publish)
+    (name,) = re.findall(r"load_unlearned\(\s*\"(.*?)\"", publish)
     files = hub_server.repository("models", name).files()
     assert {"adapter_model.safetensors", "README.md", "unlearn_results.json", "unlearn_recipe.yaml"} <= set(files)
     assert f"base_model: {TARGET}".encode() in files["README.md"]
