@@ -81,6 +81,7 @@ def test_what_is_neither_a_file_nor_on_the_hub(tmp_path):
         ("open-unlearning/unlearn_tofu_Llama-3.2-1B-Instruct_forget10_NPO_lr2e-05_beta0.5_epoch10", None, PUBLISHED),
         ("me/tofu_Llama-3.2-1B-Instruct_full-tofu-forget10-SimNPO-lora", None, PUBLISHED),
         ("open-unlearning/tofu_Llama-3.2-1B-Instruct_retain90", "forget10", PUBLISHED),
+        ("locuslab/tofu_ft_llama2-7b", "forget05", "tofu_Llama-2-7b-chat-hf_retain95/TOFU_EVAL.json"),
         ("muse-bench/MUSE-News_target", None, "muse_Llama-2-7b-hf_News_retrain/MUSE_EVAL.json"),
         ("muse-bench/MUSE-Books_target", "Books", "muse_Llama-2-7b-hf_Books_retrain/MUSE_EVAL.json"),
         ("muse_Llama-2-7b-hf_Books_SimNPO", None, "muse_Llama-2-7b-hf_Books_retrain/MUSE_EVAL.json"),

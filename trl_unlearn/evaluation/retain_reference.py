@@ -13,6 +13,7 @@ PUBLISHED_REVISION = "main"
 _RETAINED = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 _HUB_FILE = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?:(?P<file>.+)")
 _TOFU_MODEL = re.compile(r"tofu_(?P<model>.+?)_(?:full|retain\d\d|forget\d\d)")
+_TOFU_AUTHORS_MODEL = "tofu_ft_llama2-7b"
 _MUSE_MODEL = re.compile(r"muse_(?P<model>.+?)_(?P<split>News|Books)")
 _MUSE_AUTHORS_MODEL = re.compile(r"MUSE-(?P<split>News|Books)")  # muse-bench/MUSE-News_target
 _BY_HAND = (
@@ -81,11 +82,13 @@ def published_retain_logs(model_name: str, split: str | None) -> str:
     Raises:
         ValueError: If the name is not that of a published target or the split is unknown.
     """
-    if tofu := _TOFU_MODEL.search(model_name):
+    if (tofu := _TOFU_MODEL.search(model_name)) or _TOFU_AUTHORS_MODEL in model_name:
+        # TOFU's authors published no retained model in this form; open-unlearning's of the same architecture stands in.
+        model = tofu["model"] if tofu else "Llama-2-7b-chat-hf"
         named = re.search(r"forget\d\d", model_name)
         split = split or (named and named[0])
         if split in _RETAINED:
-            return f"tofu_{tofu['model']}_{_RETAINED[split]}/TOFU_EVAL.json"
+            return f"tofu_{model}_{_RETAINED[split]}/TOFU_EVAL.json"
         expected = "one of " + ", ".join(_RETAINED)
     elif muse := _MUSE_MODEL.search(model_name) or _MUSE_AUTHORS_MODEL.search(model_name):
         # MUSE's authors name no architecture; open-unlearning's files on their models say Llama-2-7b-hf.
@@ -97,7 +100,8 @@ def published_retain_logs(model_name: str, split: str | None) -> str:
     else:
         raise ValueError(
             f"`--retain_logs auto` knows the retained models of open-unlearning's targets, and {model_name!r} is not named "
-            f"like one (`tofu_<model>_full`, `muse_<model>_<News or Books>`, `MUSE-<News or Books>_target`). {_BY_HAND}"
+            f"like one (`tofu_<model>_full`, `tofu_ft_llama2-7b`, `muse_<model>_<News or Books>`, "
+            f"`MUSE-<News or Books>_target`). {_BY_HAND}"
         )
     raise ValueError(
         f"`--retain_logs auto` has no retained model of {model_name!r} for the split {split!r}; expected {expected}. "
