@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TORCH ?= torch==2.13.0
 
-.PHONY: quickstart test test-slow coverage precommit wheel publish clean
+.PHONY: quickstart test test-slow test-lowest test-latest coverage precommit wheel publish clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/trl-unlearn quickstart
@@ -15,6 +16,11 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# With the oldest and the newest releases that pyproject.toml allows, each in an environment of its own.
+# For a part of the tests: make test-lowest TESTS=tests/trainer
+test-lowest test-latest: test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest $(TESTS)
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing
@@ -36,5 +42,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+.venv-lowest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	grep -oE '[A-Za-z_-]+>=[0-9.]+' pyproject.toml | sed 's/>=/==/' > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet $(TORCH)
+	.venv-lowest/bin/pip install --quiet --constraint .venv-lowest/constraints.txt --editable ".[dev]"
+	touch $@
+
+.venv-latest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet $(TORCH)
+	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]" $(TORCH)
+	touch $@
+
 clean:
-	rm -rf $(VENV) dist build outputs
+	rm -rf $(VENV) .venv-lowest .venv-latest dist build outputs
