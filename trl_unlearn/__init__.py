@@ -16,8 +16,12 @@ _MODULES = {
     "UnlearningConfig": "trainer.unlearning_config",
     "UnlearningTrainer": "trainer.unlearning_trainer",
     "UnlearningEvalCallback": "evaluation.callback",
+    "MissingAlternatesError": "alternates.generate",
     "altpo_loss": "losses",
     "evaluate_unlearning": "evaluation.evaluate",
+    "generate_alternates": "alternates.generate",
+    "idk_alternates": "alternates.idk",
+    "join_alternates": "data.joining",
     "PushError": "hub.push",
     "load_unlearned": "hub.load",
     "metric_path": "metrics.paths",
@@ -29,6 +33,9 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:
+    from .alternates.generate import MissingAlternatesError, generate_alternates
+    from .alternates.idk import idk_alternates
+    from .data.joining import join_alternates
     from .evaluation.callback import UnlearningEvalCallback
     from .evaluation.evaluate import evaluate_unlearning
     from .hub.load import load_unlearned

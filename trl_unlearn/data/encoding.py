@@ -169,7 +169,7 @@ def _encode_batch(
 
 
 def read_prompt_completion(
-    row: dict[str, Any], kind: str, name: str, index: int, processing_class: PreTrainedTokenizerBase
+    row: dict[str, Any], kind: str, name: str, index: int, processing_class: PreTrainedTokenizerBase | None = None
 ) -> tuple[Any, Any]:
     """The prompt and the completion of a row of one of the `FORMATS` but `text`; an error that names a bad one."""
     if kind != "messages":
@@ -184,8 +184,9 @@ def read_prompt_completion(
     return prompt, completion
 
 
-def _is_empty(text: str | None, processing_class: PreTrainedTokenizerBase) -> bool:
-    return not text or not text.removesuffix(processing_class.eos_token).strip()
+def _is_empty(text: str | None, processing_class: PreTrainedTokenizerBase | None) -> bool:
+    end = "" if processing_class is None else processing_class.eos_token
+    return not text or not text.removesuffix(end).strip()
 
 
 def _check_prompt(prompt: Any, completion: Any, row: str, prompt_column: str, completion_column: str) -> None:

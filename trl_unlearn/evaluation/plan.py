@@ -15,6 +15,7 @@ from .batching import batch_by_length, evaluation_mode, run_batches
 from .forward import can_select_from_cache
 from .generate import Continuation, decode_batch, generate_batch, generation_settings, pad_token_id
 from .gradnorm import gradient_norms
+from .sampling import Sampling
 from .score import Completion, batch_questions, num_scored_tokens, score_batch
 from .store import RowStore, is_sharded
 
@@ -38,7 +39,7 @@ class Plan:
         with_moments (`set[Completion]`):
             Those that are scored with `mu` and `sigma`.
         generations (`dict[Continuation, list[int]]`):
-            By prompt and limit, the new tokens that [`generate_batch`] gives.
+            By prompt and limit, and repeat of those that are drawn, the new tokens that [`generate_batch`] gives.
         gradient_norms (`dict[Completion, list[float]]`):
             By prompt and completion, what [`gradient_norms`] gives.
         cost (`Counter`):
@@ -61,9 +62,9 @@ class Plan:
             self.scores[key] = None
         return key
 
-    def generate(self, prompt_ids: list[int], max_new_tokens: int) -> Continuation:
-        """Asks for a greedy continuation; the result is the key to find it by."""
-        key = (tuple(prompt_ids), max_new_tokens)
+    def generate(self, prompt_ids: list[int], max_new_tokens: int, repeat: int | None = None) -> Continuation:
+        """Asks for a continuation, with the number of its repeat if it is to be drawn; the result is the key to find it by."""
+        key = (tuple(prompt_ids), max_new_tokens, *(() if repeat is None else (repeat,)))
         self.generations.setdefault(key)
         return key
 
@@ -82,6 +83,9 @@ class Plan:
         own_generation_config: bool = False,
         max_batch_tokens: int | None = None,
         show_progress: bool = True,
+        sampling: Sampling | None = None,
+        max_generation_tokens: int | None = None,
+        description: str = "Evaluating",
     ) -> None:
         """
         Answers what has been asked for and not answered yet, on all processes, each of which then has all answers.
@@ -105,6 +109,13 @@ class Plan:
                 halved when they do not fit in memory.
             show_progress (`bool`, *optional*, defaults to `True`):
                 Whether the main process shows a progress bar over all tokens of its share.
+            sampling ([`Sampling`], *optional*):
+                How continuations are drawn, each of which must have a repeat. If `None`, they are greedy.
+            max_generation_tokens (`int`, *optional*):
+                Size of a batch of prompts that are continued, in tokens with the new ones: by default 64 times
+                `max_batch_tokens`, and 131,072 at most.
+            description (`str`, *optional*, defaults to `"Evaluating"`):
+                What stands before the progress bar.
         """
         start = time.perf_counter()
         state = PartialState()
@@ -131,9 +142,9 @@ class Plan:
 
         def generate(batch: list[Continuation]) -> list[list[int]]:
             if selects and not sharded and not own_generation_config:
-                new_ids, steps = decode_batch(model, batch, settings)
+                new_ids, steps = decode_batch(model, batch, settings, sampling)
             else:
-                new_ids, steps = generate_batch(model, batch, settings, hidden_token_id, synced=sharded)
+                new_ids, steps = generate_batch(model, batch, settings, hidden_token_id, sharded, sampling)
             cost["decoding_steps"] += steps
             cost["generated_tokens"] += sum(map(len, new_ids))
             return new_ids
@@ -142,7 +153,7 @@ class Plan:
             return [gradient_norms(model, *row) for row in batch]
 
         def batch_prompts(rows: list[Continuation], limit: int) -> list[list[Continuation]]:
-            budget = min(_MAX_GENERATION_TOKENS, limit * _GENERATION_FACTOR)
+            budget = max_generation_tokens or min(_MAX_GENERATION_TOKENS, limit * _GENERATION_FACTOR)
             return list(batch_by_length(rows, _num_tokens_with_new_ones, budget))
 
         batch_rows = batch_questions if share_prompts else _batch_rows
@@ -151,9 +162,9 @@ class Plan:
             rows = [key for key in self.scores if (key in self.with_moments) == moments]
             kind = f"score {hidden_token_id} {moments}"
             works.append(_Work(kind, rows, self.scores, num_scored_tokens, batch_rows, score))
-        for limit in sorted({limit for _, limit in self.generations}):
+        for limit in sorted({key[1] for key in self.generations}):
             rows = [key for key in self.generations if key[1] == limit]
-            kind = f"generate {hidden_token_id} {sorted(settings.items())}"
+            kind = f"generate {hidden_token_id} {sorted(settings.items())}" + (f" {sampling}" if sampling else "")
             works.append(_Work(kind, rows, self.generations, _num_tokens_with_new_ones, batch_prompts, generate))
         rows = list(self.gradient_norms)
         works.append(_Work("gradient norms", rows, self.gradient_norms, num_scored_tokens, _one_by_one, differentiate))
@@ -164,7 +175,7 @@ class Plan:
             evaluation_mode(model),
             tqdm(
                 total=sum(work.length(row) for work in works for batch in work.batches for row in batch),
-                desc="Evaluating",
+                desc=description,
                 unit=" tokens",
                 unit_scale=True,
                 disable=not (show_progress and state.is_main_process),
