@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from hub_layout import write_folder
 from rouge_score.rouge_scorer import RougeScorer
 from tokenizers.processors import TemplateProcessing
 
@@ -46,24 +46,6 @@ def muse_rows(world):
             for name, rows in {"forget": forget, "retain": retain, "holdout": retain[12:]}.items()
         },
     }
-
-
-def write_folder(directory, configs, names=None, file_type="json"):
-    """A folder in the Hub's layout, with the splits renamed by `names`."""
-    header = ["---", "configs:"]
-    for config, splits in configs.items():
-        header += [f"- config_name: {config}", "  data_files:"]
-        for split, rows in splits.items():
-            split = (names or {}).get(split, split)
-            file = directory / config / f"{split}.{file_type}"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file_type == "parquet":
-                Dataset.from_list(rows).to_parquet(file)
-            else:
-                file.write_text(json.dumps(rows))
-            header += [f"  - split: {split}", f"    path: {file.relative_to(directory)}"]
-    (directory / "README.md").write_text("\n".join([*header, "---", ""]))
-    return str(directory)
 
 
 @pytest.fixture
