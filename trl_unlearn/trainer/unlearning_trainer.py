@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import DynamoBackend, is_peft_model
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import nn
@@ -242,6 +242,7 @@ class UnlearningTrainer(SFTTrainer):
 
         # The fused head that SFTTrainer adds computes entropy and top-1 as well, which nothing here reads.
         add_fused_lm_head(self._causal_lm(self.model))
+        self._compile_layers()
 
         # Reference
         if ref_model is not None and not (self._forget_loss_uses_reference or self._uses_kl):
@@ -266,6 +267,27 @@ class UnlearningTrainer(SFTTrainer):
             "train": defaultdict(list),
             "eval": defaultdict(list),
         }
+
+    def _compile_layers(self) -> None:
+        """
+        Compiles each layer in place of the whole model, which Accelerate would compile.
+
+        Nearly all the work is in the layers. The rest is a hook that picks label positions, and TRL's fused head: their
+        shapes follow the data, and compiled with an adapter or the KL retain loss they fail (seen with torch 2.13).
+        """
+        plugin = self.accelerator.state.dynamo_plugin
+        if plugin.backend == DynamoBackend.NO:
+            return
+        causal_lm = self._causal_lm(self.model)
+        layers = [m for m in causal_lm.modules() if type(m).__name__ in (causal_lm._no_split_modules or ())]
+        if not layers:
+            raise ValueError(
+                f"`torch_compile` compiles the layers of a model, and `{type(causal_lm).__name__}` does not tell which of "
+                "its modules they are. Leave `torch_compile=False`."
+            )
+        for layer in layers:
+            layer.compile(**plugin.to_kwargs())
+        plugin.backend = DynamoBackend.NO
 
     # ------------------------------------------------------------------ data
 
