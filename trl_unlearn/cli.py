@@ -8,11 +8,14 @@ COMMANDS = {
     "npo": "Unlearn with Negative Preference Optimization.",
     "simnpo": "Unlearn with SimNPO, which needs no reference.",
     "altpo": "Unlearn with Alternate Preference Optimization.",
+    "alternates": "Make alternate answers to the questions of a forget set, for AltPO.",
+    "estimate": "Estimate memory and time of a recipe from shapes alone.",
     "evaluate": "Evaluate a model on TOFU, MUSE, WMDP, the embedded world, or rows of your own.",
     "compare": "Compare evaluations from their files alone.",
     "push": "Push a trained model or adapter to the Hub, with its results and card.",
     "merge": "Merge an adapter into its base model.",
     "chat": "Ask a model, its base and the retained model the same question.",
+    "env": "Print versions and devices, for a report of an error.",
     "quickstart": "Make a small world, unlearn a part of it with every method, and compare.",
 }
 

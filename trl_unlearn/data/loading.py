@@ -6,6 +6,8 @@ from pathlib import Path
 
 import datasets
 
+from .formats import FORMATS, infer_format
+
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -55,6 +57,57 @@ def load_rows(
     digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     cache_dir = str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{digest}")
     return datasets.load_dataset(dataset_name, config, split=split, cache_dir=cache_dir)
+
+
+def load_mixture(first: tuple[str, str | None, str], others: list[str], name: str) -> datasets.Dataset:
+    """
+    One set from several: the rows of `first`, and after them those of the others.
+
+    Args:
+        first (`tuple[str, str | None, str]`):
+            Data set, configuration and split, as for [`load_rows`].
+        others (`list[str]`):
+            Further sets, each as [`parse_source`] reads it.
+        name (`str`):
+            Name of the set in messages.
+
+    Returns:
+        [`~datasets.Dataset`]: All rows; of several sets, with the columns that they share.
+
+    Raises:
+        ValueError: If their columns are of different kinds.
+    """
+    parts = {first[0]: load_rows(*first)} | {source: load_rows(*parse_source(source)) for source in others}
+    if len(parts) == 1:
+        return parts[first[0]]
+    kinds = {source: infer_format(part, name) for source, part in parts.items()}
+    if len(set(kinds.values())) > 1:
+        listed = "; ".join(f"{source}: {', '.join(FORMATS[kind])}" for source, kind in kinds.items())
+        raise ValueError(
+            f"The parts of the {name} set have columns of different kinds ({listed}). Rename or rewrite them."
+        )
+    shared = set.intersection(*(set(part.column_names) for part in parts.values()))
+    return datasets.concatenate_datasets(
+        [part.select_columns([column for column in part.column_names if column in shared]) for part in parts.values()]
+    )
+
+
+def parse_source(source: str) -> tuple[str, str | None, str]:
+    """
+    What `id[:config[:split]]` stands for; the path of a file or folder stands for itself.
+
+    Example:
+
+    ```python
+    >>> parse_source("locuslab/TOFU:retain90")
+    ('locuslab/TOFU', 'retain90', 'train')
+    ```
+    """
+    if Path(source).exists() or Path(source).suffix in _BUILDERS:
+        return source, None, "train"
+    name, _, rest = source.partition(":")
+    config, _, split = rest.partition(":")
+    return name, config or None, split or "train"
 
 
 def hub_source(dataset: datasets.Dataset) -> tuple[str, str] | None:

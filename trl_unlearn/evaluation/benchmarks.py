@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from ..data.loading import commit_of, load_rows
+from ..data.loading import commit_of, load_rows, parse_source
 from ..world import grammar
 from .arguments import EvaluationArguments
 from .evaluate import evaluate_unlearning
@@ -163,7 +163,7 @@ def load_sets(
             "retain": arguments.eval_retain_data,
             "holdout": arguments.eval_holdout_data,
         }
-        wanted = {name: _parse(spec) for name, spec in specs.items() if spec is not None}
+        wanted = {name: parse_source(spec) for name, spec in specs.items() if spec is not None}
     else:
         source = arguments.eval_dataset or dataset_name or "locuslab/TOFU"
         there = datasets.get_dataset_config_names(source, revision=arguments.eval_dataset_revision)
@@ -196,14 +196,6 @@ def load_sets(
     return sets, sources
 
 
-def _parse(spec: str) -> tuple[str, str | None, str]:
-    if Path(spec).exists():
-        return spec, None, "train"
-    name, _, rest = spec.partition(":")
-    config, _, split = rest.partition(":")
-    return name, config or None, split or "train"
-
-
 def _commits(model: "PreTrainedModel") -> dict[str, str | None]:
     """The commit of the model on the Hub, and for an adapter also its base and the base's, as far as they are known."""
     commit = getattr(model.config, "_commit_hash", None)
@@ -232,6 +224,7 @@ def evaluate_retained(
     Its `model` says where it came from. Arguments are those of [`evaluate_as_asked`].
     """
     if arguments.retain_logs is not None:
+        split = split or splits_of(arguments)[0]
         path, reference = resolve_retain_logs(arguments.retain_logs, model_name or "", split)
         return read_log(path) | {"model": reference}
     if arguments.retain_model is None:

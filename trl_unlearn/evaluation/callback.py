@@ -105,13 +105,15 @@ class UnlearningEvalCallback(TrainerCallback):
         elif state.best_global_step not in (None, self.evaluations[-1]["step"]):
             # the trainer has loaded the best checkpoint again, so that this is the model that is saved
             self.latest = self._result(state) | {"selected_step": state.best_global_step}
-        results = {"Before": self.before, "After": self.latest, "Retained": self.retained}
         if self.trainer.is_world_process_zero():
-            write_results(
-                self.latest, {name: result for name, result in results.items() if result is not None}, self.directory
-            )
+            write_results(self.latest, self.results(), self.directory)
             plot_trajectory(self.evaluations, self.directory / "figures" / "trajectory.png")
         self.trainer.accelerator.wait_for_everyone()
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What there is of the evaluations before training, after it, and of the retained model."""
+        results = {"Before": self.before, "After": self.latest, "Retained": self.retained}
+        return {name: result for name, result in results.items() if result is not None}
 
     def _evaluate(self, state, control) -> dict[str, float]:
         if not self.evaluations or self.evaluations[-1]["step"] != state.global_step:

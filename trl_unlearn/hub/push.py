@@ -81,14 +81,14 @@ class Target(NamedTuple):
     Args:
         repo_id (`str`):
             Id with its namespace.
-        commit (`str`):
-            Commit that its branch is at.
+        commit (`str` or `None`):
+            Commit that its branch is at, if it was looked at.
         card (`str` or `None`):
             Text of its card.
     """
 
     repo_id: str
-    commit: str
+    commit: str | None
     card: str | None
 
 
@@ -98,6 +98,7 @@ def check_push(
     revision: str | None = None,
     token: str | None = None,
     base_model: str | None = None,
+    create: bool = True,
 ) -> Target:
     """
     Makes sure that a push will be possible: before hours of training, and again before the push.
@@ -116,6 +117,9 @@ def check_push(
             Token. Defaults to that of the login.
         base_model (`str`, *optional*):
             What an adapter will name as its base.
+        create (`bool`, *optional*, defaults to `True`):
+            Whether to create and try the repository. Without, only the token and the base are looked at, nothing on the Hub
+            is changed, and the target has no commit.
 
     Returns:
         [`Target`]: The repository, the commit that its branch is at, and its card.
@@ -132,7 +136,10 @@ def check_push(
                 "there is no token. Log in with `hf auth login`, or set HF_TOKEN to a token that may write "
                 "(https://huggingface.co/settings/tokens)."
             )
-        return _check_repository(HfApi(token=token), repo_id, private, revision)
+        api = HfApi(token=token)
+        if not create:
+            return Target(_with_namespace(repo_id, _check_token(api)), None, None)
+        return _check_repository(api, repo_id, private, revision)
     except PushError as error:
         raise PushError(f"It cannot be pushed to {repo_id}: {error}") from None
     except Exception as error:
@@ -309,7 +316,8 @@ def _local_base(base: str | None) -> str:
 # The Hub
 
 
-def _check_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> Target:
+def _check_token(api: HfApi) -> dict[str, Any]:
+    """Who the token belongs to; an error if it may not write."""
     try:
         user = _retry(api.whoami)
     except Exception as error:
@@ -324,8 +332,16 @@ def _check_repository(api: HfApi, repo_id: str, private: bool | None, revision: 
             f"the token of {user['name']} may only read. Make one that may write: "
             "https://huggingface.co/settings/tokens."
         )
-    if "/" not in repo_id:
-        repo_id = f"{user['name']}/{repo_id}"
+    return user
+
+
+def _with_namespace(repo_id: str, user: dict[str, Any]) -> str:
+    return repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
+
+
+def _check_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> Target:
+    user = _check_token(api)
+    repo_id = _with_namespace(repo_id, user)
     try:
         _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         info = _retry(lambda: api.model_info(repo_id))

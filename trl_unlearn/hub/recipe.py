@@ -16,15 +16,16 @@ RECIPE_FILE = "unlearn_recipe.yaml"
 # What a recipe may set. Everything else stays with who runs it: folders, trackers, the Hub, devices, environment.
 _SECTIONS = {
     "Model": (
-        "model_name_or_path", "model_revision", "model_init_kwargs", "dtype", "attn_implementation", "use_peft", "lora_r",
-        "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save",
-        "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type",
+        "model_name_or_path", "model_revision", "tokenizer_name_or_path", "model_init_kwargs", "dtype",
+        "attn_implementation", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules",
+        "lora_target_parameters", "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type",
         "use_bnb_nested_quant", "bnb_4bit_quant_storage",
     ),
     "Data": (
         "dataset_name", "forget_config", "forget_split", "retain_dataset_name", "retain_config", "retain_split",
-        "alternates_column", "max_length", "question_answer_template", "pairing", "chat_template_path", "eos_token",
-        "pad_token",
+        "forget_mixture", "retain_mixture", "alternates_dataset_name", "alternates_config", "alternates_split",
+        "alternates_column", "min_document_length", "max_length", "question_answer_template", "pairing",
+        "chat_template_path", "eos_token", "pad_token",
     ),
     "Method": (
         "forget_loss_type", "beta", "gamma", "forget_weight", "retain_weight", "retain_loss_type", "retain_normalization",
@@ -56,9 +57,13 @@ _KEYS = {key for keys in _SECTIONS.values() for key in keys}
 # What a local path in these places stands for, and what to put there instead
 _SOURCES = {
     "model_name_or_path": "the model to unlearn",
+    "tokenizer_name_or_path": "the tokenizer",
     "chat_template_path": "a model with the chat template",
     "dataset_name": "the forget set",
     "retain_dataset_name": "the retain set",
+    "forget_mixture": "further forget sets",
+    "retain_mixture": "further retain sets",
+    "alternates_dataset_name": "the alternate answers",
     "eval_dataset": "the data of the evaluation",
     "eval_forget_data": "the forget rows of the evaluation",
     "eval_retain_data": "the retain rows of the evaluation",
@@ -245,7 +250,7 @@ def _is_local(key: str, value: Any) -> bool:
     """Whether a value is a path on this machine, or, where data or models are named, no id on the Hub."""
     if isinstance(value, dict | list):
         parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return any(_is_local("", part) for part in parts)
+        return any(_is_local(key if key in _SOURCES else "", part) for part in parts)
     if not isinstance(value, str):
         return False
     if key not in _SOURCES:

@@ -13,10 +13,21 @@ Writes into `_evaluation/` of the output directory: `evaluation.json` with every
 Killed and started again, it goes on where it stopped.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_unlearn.evaluation.arguments import EvaluationArguments
+from trl_unlearn.scripts.help import print_help
+
+
+# Where its options are written down, for its help
+SOURCES = {
+    "Model and output": [
+        ("trl_unlearn.scripts.evaluate", "EvaluateScriptArguments"),
+        ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),
+    ]
+}
 
 
 @dataclass
@@ -115,7 +126,14 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     let_gloo_finish(state.num_processes)
 
 
-if __name__ == "__main__":
-    from trl import TrlParser
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print_help("evaluate", __doc__.split("\n\n")[0].strip(), SOURCES)
+        return
+    from trl_unlearn.scripts.parsing import RecipeParser
 
-    evaluate(*TrlParser(EvaluateScriptArguments).parse_args_and_config(fail_with_unknown_args=True))
+    evaluate(*RecipeParser(EvaluateScriptArguments).parse())
+
+
+if __name__ == "__main__":
+    main()

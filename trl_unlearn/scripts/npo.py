@@ -10,4 +10,4 @@ from trl_unlearn.scripts.unlearn import main
 
 
 if __name__ == "__main__":
-    main("NPOTrainer", "NPOConfig")
+    main("NPO")

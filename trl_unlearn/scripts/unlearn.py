@@ -1,13 +1,16 @@
 """What the training commands share: arguments for data and evaluation, and the run from model to saved result."""
 
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..evaluation.arguments import EvaluationArguments
+from .help import CONFIG_CLASSES, print_help
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from trl import ModelConfig
 
     from ..trainer.unlearning_config import UnlearningConfig
@@ -35,8 +38,32 @@ class UnlearningScriptArguments(EvaluationArguments):
             Configuration of the retain set, for example `"retain90"`.
         retain_split (`str`, *optional*, defaults to `"train"`):
             Split of the retain set.
+        forget_mixture (`list[str]`, *optional*):
+            Further forget sets, whose rows are appended: `id[:config[:split]]` on the Hub, folders, or files (`.jsonl`,
+            `.csv`, `.parquet`), with columns of the same kind.
+        retain_mixture (`list[str]`, *optional*):
+            The same for the retain set.
+        alternates_dataset_name (`str`, *optional*):
+            Data set with the alternate answers, as `trl-unlearn alternates` makes it: its column `alternates` is joined to
+            the forget rows with the same question and answer. For AltPO, if the forget set has no alternates of its own.
+        alternates_config (`str`, *optional*):
+            Configuration of that data set.
+        alternates_split (`str`, *optional*, defaults to `"train"`):
+            Split of that data set.
         alternates_column (`str`, *optional*):
             Column of the forget set with the alternate answers (lists of texts), if it is not called `alternates`.
+
+        min_document_length (`int`, *optional*, defaults to `0`):
+            Leave out documents (`text` rows) with fewer characters than this. WikiText has headings and empty rows, which
+            are no documents.
+        tokenizer_name_or_path (`str`, *optional*):
+            Tokenizer, if the model's repository has none, as those of MUSE's targets: an id on the Hub or a path.
+
+        > Parameters that control what is done
+
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Load model and data, check them, print the plan (steps, tokens, what will be pushed where), and stop. Nothing is
+            trained, saved or changed on the Hub.
 
         > Parameters that control what is made of the evaluations during training
 
@@ -61,8 +88,33 @@ class UnlearningScriptArguments(EvaluationArguments):
     )
     retain_config: str | None = field(default=None, metadata={"help": "Configuration of the retain set."})
     retain_split: str = field(default="train", metadata={"help": "Split of the retain set."})
+    forget_mixture: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Further forget sets, appended: id[:config[:split]], folders or files."},
+    )
+    retain_mixture: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Further retain sets, appended: id[:config[:split]], folders or files."},
+    )
+    alternates_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data set made by `trl-unlearn alternates`, joined to the forget rows by question and answer."
+        },
+    )
+    alternates_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    alternates_split: str = field(default="train", metadata={"help": "Split of that data set."})
     alternates_column: str | None = field(
         default=None, metadata={"help": "Column of the forget set with the alternate answers, if not `alternates`."}
+    )
+    min_document_length: int = field(
+        default=0, metadata={"help": "Leave out documents (text rows) with fewer characters than this."}
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Tokenizer, if the model's repository has none: an id on the Hub or a path."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Load and check everything, print the plan, and stop before training."}
     )
     eval_select: Literal["retained", "unseen"] | None = field(
         default=None, metadata={"help": "Load the checkpoint at the end that is the best by this rule."}
@@ -70,14 +122,70 @@ class UnlearningScriptArguments(EvaluationArguments):
     eval_stop: bool = field(default=False, metadata={"help": "Stop as soon as the rule of eval_select is met."})
 
 
-def run(
+def load_training_sets(
+    script_args: UnlearningScriptArguments, with_retain: bool = True
+) -> "tuple[Dataset, Dataset | None]":
+    """
+    The forget set, with alternates if they are named, and the retain set.
+
+    Args:
+        script_args ([`UnlearningScriptArguments`]):
+            Where they are.
+        with_retain (`bool`, *optional*, defaults to `True`):
+            Whether a retain set is wanted.
+
+    Returns:
+        `tuple[Dataset, Dataset | None]`: Forget and retain rows.
+
+    Raises:
+        ValueError: If a part of a mixture has columns of another kind, or a forget row finds no alternates.
+        OSError: If a set is not there.
+    """
+    from ..data.loading import load_mixture, load_rows
+
+    forget = load_mixture(
+        (script_args.dataset_name, script_args.forget_config, script_args.forget_split),
+        script_args.forget_mixture,
+        "forget",
+    )
+    if script_args.alternates_column not in (None, "alternates"):
+        forget = forget.rename_column(script_args.alternates_column, "alternates")
+    if script_args.alternates_dataset_name is not None:
+        from ..data.joining import join_alternates
+
+        alternates = load_rows(
+            script_args.alternates_dataset_name, script_args.alternates_config, script_args.alternates_split
+        )
+        forget = join_alternates(forget, alternates)
+    forget = _without_short_documents(forget, script_args.min_document_length)
+    if not with_retain:
+        return forget, None
+    retain = load_mixture(
+        (
+            script_args.retain_dataset_name or script_args.dataset_name,
+            script_args.retain_config,
+            script_args.retain_split,
+        ),
+        script_args.retain_mixture,
+        "retain",
+    )
+    return forget, _without_short_documents(retain, script_args.min_document_length)
+
+
+def _without_short_documents(rows: "Dataset", min_document_length: int) -> "Dataset":
+    if min_document_length == 0 or "text" not in rows.column_names:
+        return rows
+    return rows.filter(lambda text: len(text or "") >= min_document_length, input_columns="text")
+
+
+def make_trainer(
     trainer_class: "type[UnlearningTrainer]",
     script_args: UnlearningScriptArguments,
     training_args: "UnlearningConfig",
     model_args: "ModelConfig",
-) -> None:
+) -> "UnlearningTrainer":
     """
-    Loads model and data, trains, evaluates, saves, and then pushes if `push_to_hub` is set.
+    Loads model and data and checks them.
 
     Args:
         trainer_class (`type[UnlearningTrainer]`):
@@ -88,29 +196,25 @@ def run(
             Configuration of the trainer.
         model_args ([`~trl.ModelConfig`]):
             Model, quantization and adapter.
+
+    Returns:
+        [`UnlearningTrainer`]: Ready to train, with its evaluation and its recipe.
     """
+    from transformers import AutoTokenizer
     from trl import get_peft_config, get_quantization_config
 
-    from ..data.loading import load_rows
     from ..hub.recipe import build_recipe
     from ..trainer.publication import base_of, without_private_names
 
+    if model_args.model_name_or_path is None:
+        raise ValueError("There is no model to unlearn: give `model_name_or_path`, an id on the Hub or a path.")
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
-    forget = load_rows(script_args.dataset_name, script_args.forget_config, script_args.forget_split)
-    if script_args.alternates_column not in (None, "alternates"):
-        forget = forget.rename_column(script_args.alternates_column, "alternates")
-    retain = None
-    if training_args.retain_weight > 0:
-        retain = load_rows(
-            script_args.retain_dataset_name or script_args.dataset_name,
-            script_args.retain_config,
-            script_args.retain_split,
-        )
+    forget, retain = load_training_sets(script_args, with_retain=training_args.retain_weight > 0)
 
     if script_args.eval_select is not None and not script_args.eval_stop:
         if training_args.save_strategy != training_args.eval_strategy:
@@ -131,6 +235,8 @@ def run(
         train_dataset=forget,
         retain_dataset=retain,
         eval_dataset=eval_dataset,
+        processing_class=script_args.tokenizer_name_or_path
+        and AutoTokenizer.from_pretrained(script_args.tokenizer_name_or_path),
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
@@ -145,8 +251,43 @@ def run(
 
     revision = base_of(trainer)[1] or model_args.model_revision
     trainer.recipe = build_recipe(
-        without_private_names(script_args, trainer), training_args, replace(model_args, model_revision=revision)
+        without_private_names(script_args), training_args, replace(model_args, model_revision=revision)
     )
+    return trainer
+
+
+def run(
+    trainer_class: "type[UnlearningTrainer]",
+    script_args: UnlearningScriptArguments,
+    training_args: "UnlearningConfig",
+    model_args: "ModelConfig",
+) -> None:
+    """
+    Trains, evaluates, saves, and then pushes if `push_to_hub` is set; with `dry_run`, only says what that would be.
+
+    Args:
+        trainer_class (`type[UnlearningTrainer]`):
+            Method.
+        script_args ([`UnlearningScriptArguments`]):
+            Data and evaluation.
+        training_args ([`UnlearningConfig`]):
+            Configuration of the trainer.
+        model_args ([`~trl.ModelConfig`]):
+            Model, quantization and adapter.
+    """
+    from ..hub.push import PushError
+    from ..trainer.plan import planning, print_plan
+
+    if script_args.dry_run:
+        trainer_class = planning(trainer_class)
+    try:
+        trainer = make_trainer(trainer_class, script_args, training_args, model_args)
+    except (ImportError, OSError, PushError, TypeError, ValueError) as error:
+        sys.exit(f"trl-unlearn: {error}")
+    if script_args.dry_run:
+        print_plan(trainer)
+        end(trainer)
+        return
 
     resume = training_args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume in ("true", "True") else resume)
@@ -155,7 +296,27 @@ def run(
         trainer.push_to_hub()  # which saves first
     else:
         trainer.save_model()
+    if trainer.is_world_process_zero():
+        show_result(trainer)
     end(trainer)
+
+
+def show_result(trainer: "UnlearningTrainer") -> None:
+    """Prints the table of the evaluations before and after, and where everything lies."""
+    from rich.console import Console
+
+    from ..evaluation.report import summary_table
+
+    console, callback = Console(), trainer._evaluation_callback()
+    if callback is not None:
+        console.print(summary_table(callback.results()))
+    console.print(f"Model, card, results and recipe: {trainer.args.output_dir}", highlight=False, markup=False)
+    if callback is not None:
+        console.print(
+            f"To look at: {callback.directory / 'report.html'} (may hold forget-set text)",
+            highlight=False,
+            markup=False,
+        )
 
 
 def end(trainer: "UnlearningTrainer") -> None:
@@ -178,12 +339,31 @@ def let_gloo_finish(num_processes: int) -> None:
         time.sleep(0.5)
 
 
-def main(trainer_name: str, config_name: str) -> None:
-    """Parses the command line (`--config file.yaml`, flags win) and runs the trainer of that name."""
-    from trl import ModelConfig, TrlParser
+def sources_of(method: str) -> dict[str, list[tuple[str, str]]]:
+    """Where the options of a training command are written down, for its help."""
+    return {
+        "Training": [
+            ("trl_unlearn.scripts.unlearn", "UnlearningScriptArguments"),
+            ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),
+        ],
+        "Model and adapter": [("trl.trainer.model_config", "ModelConfig")],
+        "Other options": [(f"trl_unlearn.trainer.{method.lower()}_config", f"{method}Config"), *CONFIG_CLASSES],
+    }
+
+
+def main(method: str) -> None:
+    """Parses the command line (`--config file.yaml`, flags win) and runs the trainer of `method`, as `"NPO"`."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        description = (
+            f"Unlearns with {method}: trains a model or an adapter, evaluates it, saves it, and pushes it if asked."
+        )
+        print_help(method.lower(), description, sources_of(method))
+        return
+    from trl import ModelConfig
 
     import trl_unlearn
 
-    parser = TrlParser((UnlearningScriptArguments, getattr(trl_unlearn, config_name), ModelConfig))
-    script_args, training_args, model_args = parser.parse_args_and_config(fail_with_unknown_args=True)
-    run(getattr(trl_unlearn, trainer_name), script_args, training_args, model_args)
+    from .parsing import RecipeParser
+
+    parser = RecipeParser((UnlearningScriptArguments, getattr(trl_unlearn, f"{method}Config"), ModelConfig))
+    run(getattr(trl_unlearn, f"{method}Trainer"), *parser.parse())

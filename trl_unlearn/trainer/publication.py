@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 
 from .. import __version__
 from .._trl import get_config_model_id
-from ..data.loading import hub_source
+from ..data.loading import hub_source, parse_source
 from ..hub.recipe import RECIPE_FILE, build_recipe, hyperparameters
 from ..hub.repository import is_hub_id
 from ..hub.results import collect_results
@@ -69,6 +70,7 @@ def source_of(dataset: Dataset | None) -> dict[str, Any] | None:
     }
 
 
+@cache
 def _ask_hub(name: str) -> tuple[str, bool]:
     """A data set's id as it is written, of which the cache keeps small letters only, and whether it is private."""
     try:
@@ -214,14 +216,18 @@ def recipe_of(trainer: "UnlearningTrainer") -> str:  # noqa: F821
     return build_recipe(script_args, trainer.args, model_args)
 
 
-def without_private_names(script_args: Any, trainer: "UnlearningTrainer") -> Any:  # noqa: F821
+def without_private_names(script_args: Any) -> Any:
     """The arguments of a training command with paths in place of data sets that only some may know of."""
-    names = {"forget": "dataset_name", "retain": "retain_dataset_name"}
+
+    def shown(source: str | None) -> str | None:
+        name = source and parse_source(source)[0]
+        return "./private" if name and is_hub_id(name) and not Path(name).exists() and _ask_hub(name)[1] else source
+
     hidden = {
-        names[name]: "./private"
-        for name, source in trainer._sources.items()
-        if source is not None and source["private"] and getattr(script_args, names[name]) is not None
+        key: shown(getattr(script_args, key))
+        for key in ("dataset_name", "retain_dataset_name", "alternates_dataset_name")
     }
+    hidden |= {key: [*map(shown, getattr(script_args, key))] for key in ("forget_mixture", "retain_mixture")}
     return replace(script_args, **hidden)
 
 

@@ -3,18 +3,19 @@
 import copy
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import DynamoBackend, is_peft_model
+from accelerate.utils import DynamoBackend, fsdp2_prepare_model, is_peft_model
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
@@ -30,13 +31,11 @@ from trl import SFTTrainer
 
 from .._trl import (
     add_fused_lm_head,
-    create_model_from_path,
     disable_dropout_in_model,
     disable_gradient_checkpointing,
     get_config_model_id,
     global_then_local_main_first,
     prepare_deepspeed,
-    prepare_fsdp,
     use_adapter,
 )
 from ..data.collator import UnlearningCollator
@@ -367,10 +366,13 @@ class UnlearningTrainer(SFTTrainer):
             state_dict = get_peft_model_state_dict(self.model, adapter_name=adapter)
             set_peft_model_state_dict(self.model, state_dict, adapter_name="ref")
             return None
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            # The weights are already sharded, so they cannot be copied.
-            return create_model_from_path(get_config_model_id(self.model.config), dtype=self.model.dtype)
-        return copy.deepcopy(self.model)
+        if not any(hasattr(parameter, "ds_tensor") for parameter in self.model.parameters()):
+            return copy.deepcopy(self.model)
+        # ZeRO-3 has sharded the weights when the model was made: another of the same shape is, and takes the shards over.
+        ref_model = type(self.model)._from_config(self.model.config, dtype=self.model.dtype)
+        for ref_parameter, parameter in zip(ref_model.parameters(), self.model.parameters(), strict=True):
+            ref_parameter.ds_tensor.data.copy_(parameter.ds_tensor.data)
+        return ref_model
 
     def _prepare_reference(self, ref_model: nn.Module) -> nn.Module:
         ref_model.requires_grad_(False).eval()
@@ -379,7 +381,7 @@ class UnlearningTrainer(SFTTrainer):
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(ref_model, self.accelerator)
         if self.is_fsdp_enabled:
-            return prepare_fsdp(ref_model, self.accelerator)
+            return fsdp2_prepare_model(self.accelerator, ref_model)
         return self.accelerator.prepare_model(ref_model, evaluation_mode=True)
 
     def _reference(self) -> tuple[nn.Module, Any] | None:
@@ -392,6 +394,24 @@ class UnlearningTrainer(SFTTrainer):
         if self._adapter_is_new:
             return self.model, use_adapter(model, None)
         return None
+
+    @contextmanager
+    def _placed_reference(self) -> Iterator[nn.Module]:
+        """The reference where there may have been no training yet, which is what places and shards the model."""
+        # Untrained, the model is its own reference.
+        model, context = self._reference() or (self.model, nullcontext())
+        if model is self.model and self.is_deepspeed_enabled and self.deepspeed is None:
+            engine = prepare_deepspeed(model, self.accelerator)
+            with context:
+                yield engine
+            engine.destroy()  # else its hooks would run in the engine that trains, too
+        elif model is self.model and self.is_fsdp_enabled and not isinstance(model, FSDPModule):
+            # Some processes may not hold the weights. A copy, since `train` shards the model together with its optimizer
+            with context:
+                yield self._prepare_reference(copy.deepcopy(model))
+        else:
+            with context:
+                yield model
 
     @torch.no_grad()
     def _score_reference(
@@ -424,15 +444,8 @@ class UnlearningTrainer(SFTTrainer):
                     UnlearningRows(part.select(order)), batch_size, collate_fn=self.data_collator, shuffle=False
                 )
             )
-            # Untrained, the model is its own reference.
-            model, context = self._reference() or (self.model, nullcontext())
-            if self.ref_model is None and self.is_deepspeed_enabled:
-                model = prepare_deepspeed(self.model, self.accelerator)  # places and gathers what is not yet prepared
-            elif self.ref_model is None and self.is_fsdp_enabled:
-                # The model is only sharded in `train`; until then some processes may not hold its weights.
-                model = self._prepare_reference(copy.deepcopy(self.model))
             logps = []
-            with context, self.accelerator.autocast():
+            with self._placed_reference() as model, self.accelerator.autocast():
                 for batch in tqdm(
                     loader,
                     desc=f"Reference log-probabilities, {name} set, {role} rows",
@@ -741,7 +754,7 @@ class UnlearningTrainer(SFTTrainer):
 
     # ------------------------------------------------------------------ push
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None, create: bool = True) -> None:
         """
         Makes sure, before training, that the model can be pushed, and creates its repository.
 
@@ -750,6 +763,8 @@ class UnlearningTrainer(SFTTrainer):
                 Token. Defaults to `hub_token`, and to that of the login.
             private (`bool`, *optional*):
                 What the repository must be. Defaults to `hub_private_repo`.
+            create (`bool`, *optional*, defaults to `True`):
+                Whether to create it. Without, nothing on the Hub is changed.
 
         Raises:
             PushError: If it cannot be pushed; the message says what to do.
@@ -764,6 +779,7 @@ class UnlearningTrainer(SFTTrainer):
             self.args.hub_revision,
             token,
             base_model or get_config_model_id(self.model.config) if is_peft_model(self.model) else None,
+            create,
         )
         self.hub_model_id, self._parent_commit, self._remote_card = target
         if base_model is not None:
