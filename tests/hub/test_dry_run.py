@@ -21,7 +21,7 @@ def test_a_dry_run_changes_nothing(command, hub_server, client, tmp_path):
     assert "Pushed to  planner/planned (private) at the end: weights" in result.stdout
     assert "Steps      10 = 10 epochs of 1" in result.stdout
     assert not list((tmp_path / "run").glob("*"))
-    assert {request.method for request in hub_server.requests} == {"GET", "HEAD"}
+    assert {"GET"} <= {request.method for request in hub_server.requests} <= {"GET", "HEAD"}
 
 
 @pytest.mark.parametrize(
