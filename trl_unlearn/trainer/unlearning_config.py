@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from ..data.encoding import DEFAULT_QUESTION_ANSWER_TEMPLATE
@@ -101,6 +101,8 @@ class UnlearningConfig(SFTConfig):
     > - `hub_strategy`: Defaults to `"end"` instead of `"every_save"`: a repository's history would keep every half-unlearned
     >   checkpoint. `"every_save"` pushes those too, by the same list of files; `"checkpoint"` and `"all_checkpoints"`, which
     >   publish optimizers and pickles, are refused.
+    > - `trackio_space_id`, `trackio_static_space_id`: Default to `None` and `False`, so that `report_to="trackio"` writes to
+    >   this machine only. Name a Space to publish the log there, with the options and their paths.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -123,6 +125,11 @@ class UnlearningConfig(SFTConfig):
         metadata={
             "help": "When to push with `push_to_hub`: at the 'end', or in the background at 'every_save' as well.",
         },
+    )
+
+    trackio_space_id: str | None = field(
+        default=None,
+        metadata={"help": "Space of the Hub that `report_to='trackio'` logs to. If unset, logs stay on this machine."},
     )
 
     # Parameters that control the reference model
@@ -209,6 +216,8 @@ class UnlearningConfig(SFTConfig):
             # TRL's default raises on a machine without bf16, where a newcomer's first run must not fail.
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         super().__post_init__()
+        if getattr(self, "trackio_static_space_id", False) is None:
+            self.trackio_static_space_id = False  # with `None`, transformers 5 would publish the log with every push
 
         if not self.beta > 0:
             raise ValueError(f"`beta` must be positive, got {self.beta}. The papers use 0.05 to 5.5.")
@@ -248,6 +257,11 @@ class UnlearningConfig(SFTConfig):
             raise ValueError(
                 "`retain_loss_type='kl_all_positions'` averages over padding, which `padding_free=True` removes. Use "
                 "`retain_loss_type='kl'`."
+            )
+        if self.use_liger_kernel and (self.device.type == "cpu" or not is_liger_kernel_available()):
+            raise ValueError(
+                f"`use_liger_kernel=True` needs the package `liger-kernel` and a GPU; the device is '{self.device.type}'. Leave "
+                "it out."
             )
         # Inherited options that would change which tokens are scored, or be silently without effect.
         for name, supported in {
