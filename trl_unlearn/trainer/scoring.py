@@ -80,7 +80,7 @@ def score_rows(
         output.last_hidden_state = take_positions(hidden_states, predicts).unsqueeze(0)
         return output
 
-    with forward_hook(causal_lm.base_model, keep_label_positions):
+    with forward_hook(_backbone(causal_lm), keep_label_positions):
         output = model(
             **{key: value for key, value in inputs.items() if key not in _NOT_MODEL_INPUTS},
             shift_labels=inputs["labels"][:, 1:][predicts].unsqueeze(0),
@@ -90,6 +90,11 @@ def score_rows(
     token_logps = output.log_probs.squeeze(0).to(rows.device)
     zeros = torch.zeros(sum(inputs["num_rows"]), dtype=torch.float32, device=rows.device)
     return zeros.index_add(0, rows, token_logps), zeros.index_add(0, rows, torch.ones_like(token_logps)), output
+
+
+def _backbone(causal_lm: PreTrainedModel) -> nn.Module:
+    """What gives the hidden states. Some vision-language models of transformers 4 do not tell: there it is `model`."""
+    return causal_lm.model if causal_lm.base_model is causal_lm else causal_lm.base_model
 
 
 class Head(NamedTuple):
