@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from folders import Client
 from huggingface_hub import ModelCard
 
 from trl_unlearn.hub.push import PUBLISHED
+from trl_unlearn.recipes import recipe_path
 from trl_unlearn.world import save_world
 
 
@@ -197,6 +199,45 @@ def test_bad_token_before_training_and_a_full_disk_after_it(hub, run, folder):
     client.close()
     assert answer["error"] is None
     assert set(files_of(hub, "endtoend/from-checkpoint")) == ADAPTER
+
+
+def test_a_recipe_killed_resumed_evaluated_and_pushed(hub, run, folder):
+    """As it is launched, with flags for what is elsewhere; the second command goes on where the first was killed."""
+    command = ["-m", "accelerate.commands.launch", "--config_file", recipe_path("accelerate/single.yaml")]
+    command += ["-m", "trl_unlearn.scripts.simnpo", "--config", recipe_path("world/llama-0.5m/simnpo.yaml")]
+    command += ["--model_name_or_path=endtoend/base", "--dataset_name=endtoend/world", "--retain_logs=none"]
+    command += ["--output_dir=resumed", "--max_steps=20", "--per_device_train_batch_size=4", "--eval_steps=10"]
+    command += ["--save_strategy=steps", "--save_steps=2", "--eval_max_new_tokens=8", "--push_to_hub"]
+    command += ["--hub_model_id=endtoend/resumed"]
+    log = folder / "resumed.log"
+    with log.open("wb") as file:
+        killed = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=os.environ | hub.environment(folder / "home", hub.token("endtoend")),
+            cwd=folder,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    while not (folder / "resumed" / "checkpoint-4" / "trainer_state.json").exists():
+        assert killed.poll() is None, log.read_text()
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (folder / "resumed" / "model.safetensors").exists()
+    before = (folder / "resumed" / "_evaluation" / "before.json").read_bytes()
+
+    output = run(*command, "--resume_from_checkpoint=true")
+    assert re.search(r"Model utility +↑", output.stdout)
+    assert (folder / "resumed" / "_evaluation" / "before.json").read_bytes() == before
+    state = json.loads((folder / "resumed" / "trainer_state.json").read_text())
+    assert state["global_step"] == 20
+    evaluations = json.loads((folder / "resumed" / "_evaluation" / "evaluations.json").read_text())
+    assert [evaluation["step"] for evaluation in evaluations] == [0, 10, 20]
+    files = files_of(hub, "endtoend/resumed")
+    assert {"model.safetensors", "README.md", "unlearn_recipe.yaml", "unlearning.png"} <= set(files)
+    results = json.loads(files["unlearn_results.json"])["evaluations"]
+    assert results["before"]["summary"] == json.loads(before)["summary"] != results["after"]["summary"]
 
 
 def test_nothing_of_all_this_leaks(output, hub, world, folder):

@@ -29,6 +29,11 @@ def test_flags_win_over_the_file(parse):
     assert (arguments.eval_benchmark, arguments.eval_max_new_tokens) == ("tofu", 7)
 
 
+def test_a_flag_unsets_what_the_file_sets(parse):
+    arguments = parse(*REQUIRED, "--retain_logs", "none", config="eval_benchmark: tofu\nretain_logs: auto\n")
+    assert arguments.retain_logs is None
+
+
 def test_one_value_for_a_list(parse):
     arguments = parse(*REQUIRED, config="eval_benchmark: tofu\neval_splits: forget05\n")
     assert arguments.eval_splits == ["forget05"]

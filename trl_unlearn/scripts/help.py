@@ -145,7 +145,8 @@ def print_help(command: str, description: str, sources: Sources) -> None:
     groups: dict[str, list[Option]] = {}
     for option in options_of(sources).values():
         groups.setdefault(option.group, []).append(option)
-    paragraphs = [description, "Every option is also a key of the YAML file of --config; a flag wins over the file."]
+    usage = "Every option is also a key of the YAML file of --config; a flag wins over the file, and none unsets."
+    paragraphs = [description, usage]
     lines = [f"usage: trl-unlearn {command} [--config FILE.yaml] [--option value ...]"]
     lines += ["\n" + textwrap.fill(paragraph, width) for paragraph in paragraphs]
     for group, options in groups.items():

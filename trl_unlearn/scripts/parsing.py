@@ -27,6 +27,9 @@ class RecipeParser(TrlParser):
 
     def __init__(self, dataclass_types: type | Iterable[type]):
         super().__init__(dataclass_types, allow_abbrev=False)
+        for action in self._actions:
+            if action.type is str and action.default is None and action.nargs is None and not action.required:
+                action.type = _text_or_none  # as TRL has it for numbers, so that a flag can unset what the file sets
 
     def parse(self, args: Iterable[str] | None = None) -> tuple[Any, ...]:
         """
@@ -74,6 +77,10 @@ class RecipeParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\nAll options: {self.prog} --help\n")
+
+
+def _text_or_none(text: str) -> str | None:
+    return None if text.lower() in ("none", "null") else text
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
