@@ -242,13 +242,13 @@ def generate_alternates(
     }
     lacking = [row for row in rows if len(row.kept) < num_alternates]
     if lacking and not fill_with_idk:
-        there = with_alternates(dataset, [_as_completion(row) for row in rows])
+        there = with_alternates(dataset, [row.alternates for row in rows])
         raise MissingAlternatesError(_what_is_missing(lacking, report), there, report)
     for row in lacking:
         idk = draw_idk_answers(row, num_alternates - len(row.kept), seed, idk_answers)
         row.kept += idk
         report["filled"] += len(idk)
-    return with_alternates(dataset, [_as_completion(row) for row in rows]), report
+    return with_alternates(dataset, [row.alternates for row in rows]), report
 
 
 def _check_lengths(
@@ -286,12 +286,6 @@ def _clean(text: str) -> str:
     return text
 
 
-def _as_completion(row: AlternateRow) -> list[str]:
-    """The alternates with the white space before the row's own answer, without which a text completion has other tokens."""
-    space = row.answer[: len(row.answer) - len(row.answer.lstrip())]
-    return [space + text for text in row.kept]
-
-
 def _what_is_missing(lacking: list[AlternateRow], report: dict[str, Any]) -> str:
     shown = ", ".join(f"{row.index} ({len(row.kept)})" for row in lacking[:20]) + (", …" if len(lacking) > 20 else "")
     counts = ", ".join(f"{number} {REASONS[reason]}" for reason, number in report["rejected"].items() if number)
@@ -306,8 +300,8 @@ def _what_is_missing(lacking: list[AlternateRow], report: dict[str, Any]) -> str
         "or show it `examples`.",
     )
     return (
-        f"{len(lacking)} of {report['rows']} rows have fewer than {report['num_alternates']} alternates after "
-        f"{report['rounds']} rounds: row (with how many) {shown}. Without alternates they would not be forgotten. Of "
+        f"{len(lacking)} of {report['rows']} rows have fewer than {report['num_alternates']} alternates after round "
+        f"{report['rounds']}: row (with how many) {shown}. Without alternates they would not be forgotten. Of "
         f"{report['samples']} samples {report['kept']} were kept; rejected: {counts}. {advice} If few are missing, raise "
         "`max_rounds`; or fill up with answers that say “I do not know” (`fill_with_idk`)."
     )

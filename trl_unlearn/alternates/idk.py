@@ -111,12 +111,12 @@ def idk_alternates(
         "kept": len(rows) * num_alternates,
         "settings": {"seed": seed, "answers": "the package's" if answers is None else f"{len(answers)} own"},
     }
-    return with_alternates(dataset, [row.kept for row in rows]), report
+    return with_alternates(dataset, [row.alternates for row in rows]), report
 
 
 def draw_idk_answers(row: AlternateRow, number: int, seed: int, answers: Sequence[str] | None = None) -> list[str]:
     """So many different answers for a row, that differ from its own and from what it has."""
-    there = {text.strip() for text in (row.answer, *row.kept)}
+    there = {row.answer, *row.kept}
     choice = [answer for answer in dict.fromkeys(IDK_ANSWERS if answers is None else answers) if answer not in there]
     if len(choice) < number:
         raise ValueError(

@@ -20,7 +20,9 @@ class AlternateRow:
         question (`str`):
             Text of the question or of the prompt.
         answer (`str`):
-            Text of the answer.
+            Text of the answer, without white space around it.
+        space (`str`):
+            White space before it, without which a text completion would have other tokens.
         digest (`str`):
             Hash of prompt and answer.
         kept (`list[str]`):
@@ -32,9 +34,15 @@ class AlternateRow:
     index: int
     question: str
     answer: str
+    space: str
     digest: str
     kept: list[str] = field(default_factory=list)
     num_drawn: int = 0
+
+    @property
+    def alternates(self) -> list[str]:
+        """The alternates as completions."""
+        return [self.space + text for text in self.kept]
 
 
 def read_rows(dataset: Dataset, num_alternates: int) -> list[AlternateRow]:
@@ -65,8 +73,9 @@ def read_rows(dataset: Dataset, num_alternates: int) -> list[AlternateRow]:
     rows = []
     for index, row in enumerate(dataset):
         prompt, completion = read_prompt_completion(row, kind, "forget", index)
-        question, answer = _as_text(prompt), completion_text(completion)
-        rows.append(AlternateRow(index, question, answer, row_digest(prompt, completion)))
+        answer = completion_text(completion)
+        space = answer[: len(answer) - len(answer.lstrip())]
+        rows.append(AlternateRow(index, _as_text(prompt), answer.strip(), space, row_digest(prompt, completion)))
     return rows
 
 

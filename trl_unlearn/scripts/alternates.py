@@ -19,6 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trl_unlearn.scripts.help import print_help
+
+
+# Where its options are written down, for its help
+SOURCES = {"Alternates": [("trl_unlearn.scripts.alternates", "AlternatesScriptArguments")]}
+
 
 @dataclass
 class AlternatesScriptArguments:
@@ -180,7 +186,7 @@ class AlternatesScriptArguments:
 
 def alternates(arguments: AlternatesScriptArguments) -> None:
     """Makes the alternates, writes and pushes them, and prints what became of the samples."""
-    from accelerate import PartialState
+    from accelerate import Accelerator, PartialState
     from rich.console import Console
 
     from trl_unlearn.alternates.generate import MissingAlternatesError, generate_alternates
@@ -200,6 +206,7 @@ def alternates(arguments: AlternatesScriptArguments) -> None:
     examples = read_examples(arguments.few_shot_file) if arguments.few_shot_file is not None else []
     idk_answers = read_idk_answers(arguments.idk_file) if arguments.idk_file is not None else None
     check_directory(arguments.output_dir)
+    Accelerator()  # from here on `PartialState` knows all processes, also on CPU
     directory, console, state = Path(arguments.output_dir), Console(), PartialState()
     if arguments.hub_dataset_id is not None and state.is_main_process:
         check_hub(arguments.hub_dataset_id, arguments.private)
@@ -276,7 +283,14 @@ def report_table(report: dict[str, Any]) -> "Table":  # noqa: F821
     return table
 
 
-if __name__ == "__main__":
-    from trl import TrlParser
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print_help("alternates", __doc__.split("\n\n")[0].strip(), SOURCES)
+        return
+    from trl_unlearn.scripts.parsing import RecipeParser
 
-    alternates(*TrlParser(AlternatesScriptArguments).parse_args_and_config(fail_with_unknown_args=True))
+    alternates(*RecipeParser(AlternatesScriptArguments).parse())
+
+
+if __name__ == "__main__":
+    main()
