@@ -111,7 +111,9 @@ def quantization_config():
 def quantized_model(model_dir, quantization_config):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(model_dir, quantization_config=quantization_config)
+    return AutoModelForCausalLM.from_pretrained(
+        model_dir, quantization_config=quantization_config, dtype=torch.float32
+    )
 
 
 def nll(model, tokenizer, rows):
