@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 from datasets import Dataset
-from huggingface_hub import CommitInfo, HfApi, get_token
+from huggingface_hub import CommitInfo
 
 from ..files import write_json, write_text
 from ..hub.markdown import as_code, as_markdown, as_number, fence
-from ..hub.push import PushError
-from ..hub.results import TOKEN, hub_id
+from ..hub.push import push_dataset
+from ..hub.results import hub_id
 from .filters import REASONS
 from .instructions import INSTRUCTIONS
 
@@ -71,42 +71,6 @@ def check_directory(directory: str | Path) -> None:
         raise FileExistsError(f"{directory} holds something other than alternates to be replaced: it has a README.md.")
 
 
-def check_hub(repo_id: str, private: bool) -> str:
-    """
-    Makes the data set repository if it is not there, so that a push will be possible after hours of work.
-
-    Args:
-        repo_id (`str`):
-            Repository; without a namespace, it is the token's user's.
-        private (`bool`):
-            Whether it is private.
-
-    Returns:
-        `str`: Its id with the namespace.
-
-    Raises:
-        PushError: If it cannot be pushed to, or is public where a private one was asked for, or the other way round.
-    """
-    if get_token() is None:
-        raise PushError(
-            f"It cannot be pushed to {repo_id}: there is no token. Log in with `hf auth login`, or set HF_TOKEN to a token "
-            "that may write (https://huggingface.co/settings/tokens)."
-        )
-    api = HfApi()
-    try:
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        is_private = bool(api.dataset_info(repo_id).private)
-    except Exception as error:
-        raise PushError(f"It cannot be pushed to {repo_id}: {_first_line(error)}") from error
-    if is_private != private:
-        there, wanted = ("private", "public") if is_private else ("public", "private")
-        raise PushError(
-            f"{repo_id} exists and is {there}, and you asked for a {wanted} one. Give another name, or make it {wanted} "
-            f"yourself: {api.endpoint}/datasets/{repo_id}/settings. The data set contains the text of the forget set."
-        )
-    return repo_id
-
-
 def push_alternates(directory: str | Path, repo_id: str, private: bool = True) -> CommitInfo:
     """
     Pushes a folder that [`save_alternates`] has written: the data with the forget set's own text, and the card.
@@ -117,7 +81,7 @@ def push_alternates(directory: str | Path, repo_id: str, private: bool = True) -
         repo_id (`str`):
             Repository, made if it is not there.
         private (`bool`, *optional*, defaults to `True`):
-            Whether it is private.
+            What the repository must be.
 
     Returns:
         [`~huggingface_hub.CommitInfo`]: The commit.
@@ -125,26 +89,7 @@ def push_alternates(directory: str | Path, repo_id: str, private: bool = True) -
     Raises:
         PushError: If it fails, for whatever reason; everything is still on disk.
     """
-    repo_id = check_hub(repo_id, private)
-    try:
-        return HfApi().upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=directory,
-            allow_patterns=["README.md", _DATA],
-            delete_patterns="data/*",
-            commit_message="Alternates made by trl-unlearn",
-        )
-    except Exception as error:
-        raise PushError(
-            f"{_first_line(error)}\nNothing is lost: the alternates are in {Path(directory).resolve()}. The same command "
-            "started again pushes them, and draws nothing anew."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0] or "no further message"
-    return TOKEN.sub("hf_***", f"{type(error).__name__}: {text}")
+    return push_dataset(directory, ["README.md", _DATA], repo_id, private, "Alternates made by trl-unlearn")
 
 
 def _card(dataset: Dataset, report: dict[str, Any], digest: str) -> str:

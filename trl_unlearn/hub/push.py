@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
@@ -70,6 +70,9 @@ _LOCAL_PATH = re.compile(
 _TRIES, _PATIENCE, _LONGEST_WAIT = 4, 20.0, 30.0  # seconds
 
 
+RepoType = Literal["model", "dataset"]
+
+
 class PushError(RuntimeError):
     """What is wrong, where everything lies, and the command that pushes it."""
 
@@ -99,6 +102,7 @@ def check_push(
     token: str | None = None,
     base_model: str | None = None,
     create: bool = True,
+    repo_type: RepoType = "model",
 ) -> Target:
     """
     Makes sure that a push will be possible: before hours of training, and again before the push.
@@ -120,6 +124,8 @@ def check_push(
         create (`bool`, *optional*, defaults to `True`):
             Whether to create and try the repository. Without, only the token and the base are looked at, nothing on the Hub
             is changed, and the target has no commit.
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            `"model"` or `"dataset"`.
 
     Returns:
         [`Target`]: The repository, the commit that its branch is at, and its card.
@@ -139,7 +145,7 @@ def check_push(
         api = HfApi(token=token)
         if not create:
             return Target(_with_namespace(repo_id, _check_token(api)), None, None)
-        return _check_repository(api, repo_id, private, revision)
+        return _check_repository(api, repo_id, private, revision, repo_type)
     except PushError as error:
         raise PushError(f"It cannot be pushed to {repo_id}: {error}") from None
     except Exception as error:
@@ -212,6 +218,43 @@ def push_folder(
         raise PushError(
             f"{_reason(error, token)}\nNothing is lost: everything is in {directory.resolve()}. To push it again:\n"
             f"    {push_command(directory, repo_id, *options)}"
+        ) from (None if isinstance(error, PushError) else error)
+
+
+def push_dataset(
+    directory: str | Path, files: list[str], repo_id: str, private: bool, commit_message: str
+) -> CommitInfo:
+    """
+    Pushes files of a folder as a data set.
+
+    Args:
+        directory (`str` or `Path`):
+            Folder.
+        files (`list[str]`):
+            Names of the files in it.
+        repo_id (`str`):
+            Repository, made if it is not there; without a namespace, it is the token's user's.
+        private (`bool`):
+            What the repository must be.
+        commit_message (`str`):
+            Title of the commit.
+
+    Returns:
+        [`~huggingface_hub.CommitInfo`]: The commit.
+
+    Raises:
+        PushError: If it fails, for whatever reason.
+    """
+    token = get_token()
+    try:
+        target = check_push(repo_id, private, token=token, repo_type="dataset")
+        api = HfApi(token=token)
+        additions = [CommitOperationAdd(file, str(Path(directory) / file)) for file in files]
+        _retry(lambda: api.preupload_lfs_files(target.repo_id, additions, repo_type="dataset"))
+        return _commit(api, target.repo_id, additions, [], commit_message, None, target.commit, "dataset")
+    except Exception as error:
+        raise PushError(
+            f"{_reason(error, token)}\nNothing is lost: everything is in {Path(directory).resolve()}."
         ) from (None if isinstance(error, PushError) else error)
 
 
@@ -339,22 +382,25 @@ def _with_namespace(repo_id: str, user: dict[str, Any]) -> str:
     return repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
 
 
-def _check_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> Target:
+def _check_repository(
+    api: HfApi, repo_id: str, private: bool | None, revision: str | None, repo_type: RepoType
+) -> Target:
     user = _check_token(api)
     repo_id = _with_namespace(repo_id, user)
     try:
-        _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        info = _retry(lambda: api.model_info(repo_id))
+        kind = {"repo_type": repo_type}
+        _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **kind))
+        info = _retry(lambda: api.repo_info(repo_id, **kind))
         if private is not None and info.private is not private:
             there, wanted = ("private", "public") if info.private else ("public", "private")
             raise PushError(
                 f"{repo_id} exists and is {there}, and you asked for a {wanted} one. Give another name, or make it "
-                f"{wanted} yourself: {api.endpoint}/{repo_id}/settings."
+                f"{wanted} yourself: {_page(api, repo_id, repo_type)}/settings."
             )
         # The first step of an upload takes the right to write, and changes nothing
-        _retry(lambda: api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"?")]))
+        _retry(lambda: api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"?")], **kind))
         if revision not in (None, "main"):
-            _retry(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+            _retry(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True, **kind))
     except HfHubHTTPError as error:
         if _status(error) in (401, 403, 404):
             names = ", ".join([user["name"], *(organization["name"] for organization in user.get("orgs", ()))])
@@ -363,9 +409,9 @@ def _check_repository(api: HfApi, repo_id: str, private: bool | None, revision: 
                 f"{names}. Give a name in one of these, or a token with the right to write there."
             ) from error
         raise
-    commit = _retry(lambda: api.model_info(repo_id, revision=revision)).sha
+    commit = _retry(lambda: api.repo_info(repo_id, revision=revision, **kind)).sha
     try:
-        path = _retry(lambda: api.hf_hub_download(repo_id, "README.md", revision=commit))
+        path = _retry(lambda: api.hf_hub_download(repo_id, "README.md", revision=commit, **kind))
     except EntryNotFoundError:
         return Target(repo_id, commit, None)
     return Target(repo_id, commit, Path(path).read_text(encoding="utf-8"))
@@ -401,22 +447,28 @@ def _commit(
     message: str,
     revision: str | None,
     parent_commit: str,
+    repo_type: RepoType = "model",
 ) -> CommitInfo:
     def commit() -> CommitInfo:
         try:
             return api.create_commit(
-                repo_id, [*additions, *stale], commit_message=message, revision=revision, parent_commit=parent_commit
+                repo_id,
+                [*additions, *stale],
+                commit_message=message,
+                revision=revision,
+                parent_commit=parent_commit,
+                repo_type=repo_type,
             )
         except Exception as error:
             # The answer to a commit that was made may have been lost
-            head = _head_with(api, repo_id, additions, revision)
+            head = _head_with(api, repo_id, additions, revision, repo_type)
             if head is not None:
-                url = f"{api.endpoint}/{repo_id}/commit/{head}"
+                url = f"{_page(api, repo_id, repo_type)}/commit/{head}"
                 return CommitInfo(commit_url=url, commit_message=message, commit_description="", oid=head)
             if _status(error) == 412:
                 raise PushError(
                     f"somebody else has pushed to {repo_id} since this run started. Look at what is there: "
-                    f"{api.endpoint}/{repo_id}/commits/{revision or 'main'}. The command below pushes on top of it; another "
+                    f"{_page(api, repo_id, repo_type)}/commits/{revision or 'main'}. The command below pushes on top of it; another "
                     "name keeps both."
                 ) from error
             raise
@@ -424,12 +476,19 @@ def _commit(
     return _retry(commit)
 
 
-def _head_with(api: HfApi, repo_id: str, additions: list[CommitOperationAdd], revision: str | None) -> str | None:
+def _page(api: HfApi, repo_id: str, repo_type: RepoType) -> str:
+    return f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+
+
+def _head_with(
+    api: HfApi, repo_id: str, additions: list[CommitOperationAdd], revision: str | None, repo_type: RepoType
+) -> str | None:
     """The commit that the branch is at, if it has just these contents."""
     paths = [operation.path_in_repo for operation in additions]
     try:
-        head = api.model_info(repo_id, revision=revision).sha
-        there = {file.path: file for file in api.get_paths_info(repo_id, paths, revision=head)}
+        head = api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+        infos = api.get_paths_info(repo_id, paths, revision=head, repo_type=repo_type)
+        there = {file.path: file for file in infos}
         is_same = len(there) == len(paths) and all(_is_same(file, there[file.path_in_repo]) for file in additions)
     except Exception:  # then the first error is the one to be told
         return None

@@ -193,10 +193,11 @@ def alternates(arguments: AlternatesScriptArguments) -> None:
     from trl_unlearn.alternates.idk import idk_alternates, read_idk_answers
     from trl_unlearn.alternates.instructions import read_examples
     from trl_unlearn.alternates.rows import read_rows
-    from trl_unlearn.alternates.saving import WORK_DIR, check_directory, check_hub, push_alternates, save_alternates
+    from trl_unlearn.alternates.saving import WORK_DIR, check_directory, push_alternates, save_alternates
     from trl_unlearn.data.loading import load_rows
     from trl_unlearn.evaluation.loading import load_model
     from trl_unlearn.files import write_text
+    from trl_unlearn.hub.push import check_push
     from trl_unlearn.scripts.unlearn import let_gloo_finish
     from trl_unlearn.trainer.publication import source_of
 
@@ -209,7 +210,7 @@ def alternates(arguments: AlternatesScriptArguments) -> None:
     Accelerator()  # from here on `PartialState` knows all processes, also on CPU
     directory, console, state = Path(arguments.output_dir), Console(), PartialState()
     if arguments.hub_dataset_id is not None and state.is_main_process:
-        check_hub(arguments.hub_dataset_id, arguments.private)
+        check_push(arguments.hub_dataset_id, arguments.private, repo_type="dataset")
 
     if arguments.source == "idk":
         dataset, report = idk_alternates(forget, arguments.num_alternates, arguments.seed, idk_answers)
