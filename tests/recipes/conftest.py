@@ -170,7 +170,9 @@ def hub(world, tmp_path_factory) -> dict[str, str]:
         folders[f"muse-bench/MUSE-{corpus}"] = write_folder(directory / f"MUSE-{corpus}", muse, file_type="parquet")
     alternates = directory / "alternates" / "data" / "train-00000-of-00001.parquet"
     alternates.parent.mkdir(parents=True)
-    rows = [{**row, "alternates": row["alternates"][:2]} for row in columns(forget[:6], "question", "answer", "alternates")]
+    rows = [
+        {**row, "alternates": row["alternates"][:2]} for row in columns(forget[:6], "question", "answer", "alternates")
+    ]
     Dataset.from_list(rows).to_parquet(alternates)
     folders["alternates"] = str(alternates.parents[1])
     return folders
