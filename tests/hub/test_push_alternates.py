@@ -1,8 +1,6 @@
 """Alternates on the Hub: private unless somebody says otherwise, with their card and nothing else, and usable from there."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -10,75 +8,81 @@ from trl_unlearn.world import save_world
 
 
 USER = "alternates"
+# Runs the command with each list of flags in turn, and tells what was printed and raised
+RUN = """
+import contextlib, io, json, sys
+from trl_unlearn.scripts.alternates import AlternatesScriptArguments, alternates
+from trl_unlearn.scripts.parsing import RecipeParser
+
+for flags in json.loads(sys.argv[1]):
+    printed, error = io.StringIO(), None
+    with contextlib.redirect_stdout(printed):
+        try:
+            alternates(*RecipeParser(AlternatesScriptArguments).parse(flags))
+        except Exception as raised:
+            error = str(raised)
+    print(json.dumps({"printed": printed.getvalue().replace("\\n", ""), "error": error}))
+"""
 
 
 @pytest.fixture
-def token(hub_server):
-    return hub_server.token(USER)
-
-
-@pytest.fixture
-def flags(world, tmp_path):
-    save_world({name: rows[:6] for name, rows in world.items()}, tmp_path / "world")
+def run(client, hub_server, world, tmp_path):
+    """Runs the command with flags of its own and an output folder for each call; returns what it printed and raised."""
+    save_world({"forget": world["forget"][:6]}, tmp_path / "world")
     flags = ["--source", "idk", "--dataset_name", tmp_path / "world", "--forget_config", "forget"]
-    return [*flags, "--num_alternates", "2", "--output_dir", tmp_path / "out"]
+    flags += ["--num_alternates", "2"]
+
+    def run(*calls, token=""):
+        commands = [[*map(str, flags), "--output_dir", str(tmp_path / folder), *more] for folder, *more in calls]
+        return [json.loads(line) for line in client(RUN, json.dumps(commands), token=token).stdout.splitlines()]
+
+    return run
 
 
-def command(*flags):
-    return [sys.executable, "-m", "trl_unlearn.scripts.alternates", *map(str, flags)]
-
-
-def test_pushed_private_and_joined_from_there(hub_server, client, flags, token, tmp_path, world):
-    result = client(command(*flags, "--hub_dataset_id", f"{USER}/made"), token=token)
-    repository = hub_server.repository("datasets", f"{USER}/made")
-    assert repository.private
-    assert set(repository.files()) == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet"}
-    assert repository.files()["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
-    assert f"{hub_server.url}/datasets/{USER}/made/commit/{repository.branches['main']}" in "".join(
-        result.stdout.split("\n")
+def test_pushed_private_with_nothing_but_data_and_card_and_joined_from_there(hub_server, run, client, tmp_path, world):
+    token, name = hub_server.token(USER), f"{USER}/made"
+    first, second = run(
+        ["out", "--hub_dataset_id", name], ["other", "--hub_dataset_id", name, "--seed", "1"], token=token
     )
-    assert "Pushing, with the forget set's own text." in result.stdout
+    repository = hub_server.repository("datasets", name)
+    assert repository.private
+    assert len(repository.commits) == 3  # the second replaces the first
+    assert set(repository.files()) == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet"}
+    assert repository.files()["README.md"] == (tmp_path / "other" / "README.md").read_bytes()
+    assert "Pushing, with the forget set's own text." in first["printed"]
+    assert f"{hub_server.url}/datasets/{name}/commit/{repository.branches['main']}" in second["printed"]
 
     code = """
 import json, sys
 from datasets import Dataset, load_dataset
 from trl_unlearn import join_alternates
-forget = Dataset.from_list(json.loads(sys.argv[1])).select([4, 1])
+forget = Dataset.from_list(json.loads(sys.argv[1]))
 print(json.dumps(join_alternates(forget, load_dataset(sys.argv[2], split="train"))["alternates"][:]))
 """
-    rows = [{"question": row["question"], "answer": row["answer"]} for row in world["forget"][:6]]
-    joined = json.loads(client(code, json.dumps(rows), f"{USER}/made", token=token).stdout.splitlines()[-1])
+    rows = [{"question": row["question"], "answer": row["answer"]} for row in (world["forget"][4], world["forget"][1])]
+    joined = json.loads(client(code, json.dumps(rows), name, token=token).stdout.splitlines()[-1])
     assert [len(texts) for texts in joined] == [2, 2]
 
-    # another run replaces it, in a second commit
-    client(command(*flags, "--seed", "1", "--hub_dataset_id", f"{USER}/made"), token=token)
-    assert len(repository.commits) == 3
 
-
-def test_public_only_if_it_is_said(hub_server, client, flags, token):
+def test_public_only_if_it_is_said_and_a_failed_push_loses_nothing(hub_server, run, tmp_path):
+    token = hub_server.token(USER)
     hub_server.repository("datasets", f"{USER}/open").private = False
-    result = client(command(*flags, "--hub_dataset_id", f"{USER}/open"), token=token, check=False)
-    assert result.returncode == 1
-    assert "exists and is public, and you asked for a private one" in result.stderr.splitlines()[-1]
-    assert f"/datasets/{USER}/open/settings" in result.stderr
-    assert not Path(flags[-1]).exists()  # refused before anything was made
-    result = client(command(*flags, "--hub_dataset_id", f"{USER}/open", "--private", "false"), token=token)
-    assert "to the PUBLIC" in result.stdout
+    hub_server.fail("commit", 400)  # the first commit that comes
+    refused, failed, pushed, denied = run(
+        ["refused", "--hub_dataset_id", f"{USER}/open"],
+        ["out", "--hub_dataset_id", f"{USER}/open", "--private", "false"],
+        ["out", "--hub_dataset_id", f"{USER}/open", "--private", "false"],
+        ["denied", "--hub_dataset_id", "somebodyelse/data"],
+        token=token,
+    )
+    assert f"{USER}/open exists and is public, and you asked for a private one" in refused["error"]
+    assert f"/datasets/{USER}/open/settings" in refused["error"]
+    assert not (tmp_path / "refused").exists()  # before anything was made
+    assert f"Nothing is lost: everything is in {tmp_path / 'out'}" in failed["error"]
+    assert pushed["error"] is None and "to the PUBLIC" in pushed["printed"]
     assert "README.md" in hub_server.repository("datasets", f"{USER}/open").files()
+    assert f"the token of {USER} may not write to somebodyelse/data" in denied["error"]
 
-
-def test_a_push_that_fails_loses_nothing(hub_server, client, flags, token, tmp_path):
-    hub_server.fail("commit", 400, times=1)
-    result = client(command(*flags, "--hub_dataset_id", f"{USER}/failing"), token=token, check=False)
-    assert result.returncode == 1
-    assert f"Nothing is lost: everything is in {tmp_path / 'out'}" in result.stderr
-    hub_server.fail("commit", 503, times=1)
-    client(command(*flags, "--hub_dataset_id", f"{USER}/failing"), token=token)
-    assert "README.md" in hub_server.repository("datasets", f"{USER}/failing").files()
-
-
-def test_without_a_token_nothing_is_made(client, flags):
-    result = client(command(*flags, "--hub_dataset_id", f"{USER}/made"), check=False)
-    assert result.returncode == 1
-    assert "there is no token. Log in with `hf auth login`" in result.stderr.splitlines()[-1]
-    assert not Path(flags[-1]).exists()
+    (without,) = run(["without", "--hub_dataset_id", f"{USER}/open"])
+    assert "there is no token. Log in with `hf auth login`" in without["error"]
+    assert not (tmp_path / "without").exists()
