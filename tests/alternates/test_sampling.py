@@ -131,6 +131,10 @@ def test_generate_of_transformers_draws_the_same(model, tokenizer, prompts):
     settings, sampling = generation_settings(model, tokenizer), Sampling(seed=5, temperature=0.8, top_k=40)
     expected, _ = decode_batch(model, batch, settings, sampling)
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, top_p=0.5, repetition_penalty=3.0)
+    model.generation_config.update(no_repeat_ngram_size=1, min_new_tokens=12, suppress_tokens=list(range(50, 400)))
+    model.generation_config.update(
+        forced_eos_token_id=7, bad_words_ids=[[9]], exponential_decay_length_penalty=(1, 9.0)
+    )
     found, _ = generate_batch(model, batch, settings, sampling=sampling)
     assert found == expected
     greedy, _ = decode_batch(model, batch, settings)

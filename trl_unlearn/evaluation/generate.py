@@ -12,6 +12,14 @@ from .sampling import Sampling, SamplingProcessor
 # Rows that have ended are dropped once there are this many of them: dropping copies the cache.
 _LIVE_SHARE = 7 / 8
 
+# What of a model's own settings `generate` would follow besides
+_SWITCHED_OFF = dict.fromkeys(
+    (
+        "min_length", "min_new_tokens", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+        "forced_eos_token_id", "exponential_decay_length_penalty", "sequence_bias", "guidance_scale",
+    )
+)  # fmt: skip
+
 # Token ids of a prompt, the most tokens to generate after it, and of one that is drawn the number of the repeat
 Continuation = tuple[tuple[int, ...], int] | tuple[tuple[int, ...], int, int]
 
@@ -141,6 +149,7 @@ def generate_batch(
     input_ids, attention_mask = pad_left([row[0] for row in batch], settings["pad_token_id"])
     if hidden_token_id is not None:
         attention_mask[input_ids == hidden_token_id] = 0
+    own = "eos_token_id" not in settings
     processors = LogitsProcessorList()
     if sampling is not None:
         processors.append(SamplingProcessor(sampling, _keys(sampling, batch), input_ids.shape[1]))
@@ -150,6 +159,7 @@ def generate_batch(
         max_new_tokens=batch[0][1],
         synced_gpus=synced,
         logits_processor=processors,
+        **({} if own else _SWITCHED_OFF),
         **settings,
     )
     end_token_ids = settings.get("eos_token_id", model.generation_config.eos_token_id)

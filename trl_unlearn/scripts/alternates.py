@@ -189,13 +189,11 @@ def alternates(arguments: AlternatesScriptArguments) -> None:
     from accelerate import Accelerator, PartialState
     from rich.console import Console
 
-    from trl_unlearn.alternates.generate import MissingAlternatesError, generate_alternates
     from trl_unlearn.alternates.idk import idk_alternates, read_idk_answers
     from trl_unlearn.alternates.instructions import read_examples
     from trl_unlearn.alternates.rows import read_rows
     from trl_unlearn.alternates.saving import WORK_DIR, check_directory, push_alternates, save_alternates
     from trl_unlearn.data.loading import load_rows
-    from trl_unlearn.evaluation.loading import load_model
     from trl_unlearn.files import write_text
     from trl_unlearn.hub.push import check_push
     from trl_unlearn.scripts.unlearn import let_gloo_finish
@@ -215,6 +213,9 @@ def alternates(arguments: AlternatesScriptArguments) -> None:
     if arguments.source == "idk":
         dataset, report = idk_alternates(forget, arguments.num_alternates, arguments.seed, idk_answers)
     else:
+        from trl_unlearn.alternates.generate import MissingAlternatesError, generate_alternates
+        from trl_unlearn.evaluation.loading import load_model
+
         model, tokenizer = load_model(
             arguments.model_name_or_path, arguments.model_revision, arguments.dtype, arguments.base_model
         )

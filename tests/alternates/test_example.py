@@ -1,0 +1,43 @@
+"""A model that has learnt to follow the instruction writes alternates that pass: examples/alternates.py on the world."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trl_unlearn
+from trl_unlearn.data.loading import load_rows
+from trl_unlearn.world import is_well_formed, leaks
+
+
+REPOSITORY = Path(trl_unlearn.__file__).parents[1]
+
+
+def run(*command):
+    process = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-5000:]
+
+
+@pytest.mark.slow
+def test_a_model_that_follows_the_instruction(tmp_path):
+    """It was taught with other people's facts, and for fewer epochs than in the example."""
+    run(REPOSITORY / "examples" / "alternates.py", "--output_dir", tmp_path / "data")
+    training = ["--dataset_config", "instructed", "--tokenizer_config", "instructed", "--num_train_epochs", "6"]
+    run("-m", "trl_unlearn.world.train", "--dataset_name", tmp_path / "data", *training,
+        "--output_dir", tmp_path / "target")  # fmt: skip
+    run("-m", "trl_unlearn.scripts.alternates", "--model_name_or_path", tmp_path / "target",
+        "--dataset_name", tmp_path / "data", "--forget_config", "forget", "--max_new_tokens", "32",
+        "--max_rounds", "40", "--output_dir", tmp_path / "alternates")  # fmt: skip
+    report = json.loads((tmp_path / "alternates" / "_alternates" / "report.json").read_text())
+    assert report["kept"] == 960
+    # what it writes is finished and other than the answer; what it lacks is variety
+    assert report["kept"] > 0.4 * report["samples"]
+    assert report["rejected"]["unfinished"] + report["rejected"]["empty"] < 0.02 * report["samples"]
+    rows = load_rows(str(tmp_path / "alternates"))
+    made = [(row, text) for row in rows for text in row["alternates"]]
+    assert sum(is_well_formed(text, row["attribute"]) for row, text in made) > 0.7 * len(made)
+    assert sum(leaks(text, row["value"]) for row, text in made) < 0.01 * len(made)
+    taught = {row["question"] for row in load_rows(str(tmp_path / "data"), "instructed")}
+    assert not any(f"Question: {row['question']}\n" in text for row in rows for text in taught)
