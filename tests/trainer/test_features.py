@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from factory import make_trainer
 
 from trl_unlearn import NPOConfig, NPOTrainer
+from trl_unlearn.world import save_world
 
 
 STEPS = 3
@@ -144,7 +147,9 @@ def test_qlora(
     losses = []
     for precompute in (True, False):
         trainer = train(
-            arguments={**arguments, "quantization_config": quantization_config}, precompute_ref_log_probs=precompute
+            arguments={**arguments, "quantization_config": quantization_config},
+            precompute_ref_log_probs=precompute,
+            gradient_checkpointing=precompute,
         )
         assert trainer.ref_model is None
         losses.append(logged(trainer))
@@ -185,6 +190,23 @@ def test_small_steps_move_adapters_of_quantized_models(
 def test_quantized_weights_are_not_trained_themselves(quantization_config, train):
     with pytest.raises(ValueError, match="attach trainable adapters"):
         train(arguments={"quantization_config": quantization_config})
+
+
+@pytest.mark.slow
+def test_qlora_from_the_command_line(quantization_config, world, model_dir, tmp_path):
+    from safetensors.torch import load_file
+
+    save_world({name: rows[:8] for name, rows in world.items()}, tmp_path / "data")
+    flags = {"model_name_or_path": model_dir, "dataset_name": tmp_path / "data", "output_dir": tmp_path / "run"}
+    flags |= {"forget_config": "forget", "retain_config": "retain", "max_steps": 3, "learning_rate": 1e-3}
+    flags |= {"lora_r": 4, "lora_target_modules": "all-linear", "report_to": "none", "warmup_epochs": 0}
+    command = [sys.executable, "-m", "trl_unlearn.scripts.npo", "--load_in_4bit", "--use_peft"]
+    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-3000:]
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert adapter and all(tensor.abs().max() > 0 for tensor in adapter.values())  # `lora_B` starts at zero
+    assert "load_in_4bit: true" in (tmp_path / "run" / "unlearn_recipe.yaml").read_text()
 
 
 # ---------------------------------------------------------------- kernels
