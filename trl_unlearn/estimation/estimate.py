@@ -207,8 +207,8 @@ def _assumptions(
         "Memory: every tensor of the trainer's own step, counted while it is held, in the largest micro-batch; attention as "
         "PyTorch's fused kernels keep it.",
         f"Beside tensors: {memory.parts['overhead'] / GIB:.2f} GiB for "
-        + ("CUDA's context, cuBLAS and NCCL" if footprint.on_gpu else "PyTorch's libraries")
-        + " and what the allocator holds in reserve.",
+        + ("CUDA's context, cuBLAS and NCCL" if footprint.on_gpu else "libraries that are loaded later")
+        + " and for what the allocator holds in reserve.",
     ]
     if footprint.on_gpu:
         lines.append("LM head: TRL's Triton kernels, which work in place.")

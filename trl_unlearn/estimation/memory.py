@@ -18,11 +18,11 @@ from .trace import MemoryTrace
 
 GIB = 2**30
 
-# Beside tensors. On a GPU: CUDA's context with cuBLAS' workspaces, and NCCL's buffers, as commonly seen; not measured here.
-# On a CPU: measured, see tests/benchmarks/README.md.
-GPU_OVERHEAD, NCCL_OVERHEAD, CPU_OVERHEAD = 0.75 * GIB, 0.5 * GIB, 0.06 * GIB
-# What allocators hold beside what is in use, as a part of what comes and goes
-ALLOCATOR_OVERHEAD = 0.08
+# Bytes beside tensors, and what the allocator holds beside what is in use, as a part of what comes and goes. On a CPU with
+# glibc's allocator: measured, see tests/benchmarks/README.md. On a GPU: CUDA's context with cuBLAS' workspaces, and NCCL's
+# buffers, as commonly seen; not measured here.
+CPU_LIBRARIES, CPU_ALLOCATOR = 45 * 2**20, 0.25
+GPU_LIBRARIES, NCCL, GPU_ALLOCATOR = 0.75 * GIB, 0.5 * GIB, 0.08
 # DeepSpeed's defaults, in elements: `reduce_bucket_size`, `stage3_max_live_parameters`
 ZERO_BUCKET, ZERO_LIVE = 5e8, 1e9
 
@@ -171,16 +171,17 @@ class Footprint:
             del loss
             flops = trace.flops - before
             moments["forward and backward"] = trace.peak + state_bytes + self.master_bytes
-            parts = dict(trace.most)
+            parts = trace.most.copy()
             if trainer.optimizer is not None:
                 trace.reset_peak()
                 trainer.optimizer.step()
                 moments["the optimizer's step"] = trace.peak + self.master_bytes
         moment = max(moments, key=moments.get)
         passing = parts["activations"] + parts["lm_head"]
-        on_cpu_or_gpu = (
-            GPU_OVERHEAD + NCCL_OVERHEAD * (self.sharding.num_processes > 1) if self.on_gpu else CPU_OVERHEAD
-        )
+        if self.on_gpu:
+            overhead = GPU_LIBRARIES + NCCL * (self.sharding.num_processes > 1) + GPU_ALLOCATOR * passing
+        else:
+            overhead = CPU_LIBRARIES + CPU_ALLOCATOR * passing
         listed = {
             "weights": self.weight_bytes,
             "gradients": self.gradient_factor * parts["gradients"],
@@ -190,7 +191,7 @@ class Footprint:
             "lm_head": parts["lm_head"],
             "dequantized": self.dequantized,
             "communication": self.communication_bytes,
-            "overhead": on_cpu_or_gpu + ALLOCATOR_OVERHEAD * passing,
+            "overhead": overhead,
         }
         constant = ("weights", "reference", "dequantized", "communication", "overhead")
         total = moments[moment] + sum(listed[part] for part in constant)
@@ -198,10 +199,13 @@ class Footprint:
         return MemoryEstimate(listed, total, moment, tokens, flops)
 
     def _longest(self, size: int) -> dict[str, Any]:
-        """The first batch of the pass that scores the reference, which goes through the forget rows by length."""
-        forget = self.trainer.train_dataset.forget
-        order = np.argsort([-len(ids) for ids in forget["input_ids"]], kind="stable")[:size]
-        return self.trainer.data_collator([{"forget": forget[int(index)]} for index in order])
+        """The largest batch of the pass that scores the reference, which goes through rows of one kind by length."""
+        rows = self.trainer.train_dataset
+        parts = [part for part in (rows.forget, rows.alternate) if part is not None]
+        lengths = [[len(ids) for ids in part["input_ids"]] for part in parts]
+        largest = max(range(len(parts)), key=lambda index: max(lengths[index]))
+        order = np.argsort(lengths[largest], kind="stable")[::-1][:size]
+        return self.trainer.data_collator([{"forget": parts[largest][int(index)]} for index in order])
 
     def _trace_reference(self, batch: dict[str, Any]) -> float:
         """Peak of that pass, which is made before training, without an optimizer."""

@@ -76,6 +76,7 @@ class Probe:
         args.push_to_hub = False
         args.report_to = []
         args.eval_strategy = "no"
+        args.torch_compile = False
         with_retain = args.retain_weight > 0
         self.data = None
         if tokens_per_row is None:
@@ -126,7 +127,7 @@ class Probe:
         model = create(config, dtype=dtype or self._dtype(), attn_implementation=attention)
         model.config._name_or_path = self.model_args.model_name_or_path
         if self.model_args.load_in_4bit or self.model_args.load_in_8bit:
-            model.is_loaded_in_4bit = True  # TRL then keeps the adapter in bf16
+            model.is_loaded_in_4bit = True  # as bitsandbytes marks it; trainers treat the adapter accordingly
         return model
 
     def _dtype(self) -> torch.dtype:
