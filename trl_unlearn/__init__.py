@@ -18,6 +18,7 @@ _MODULES = {
     "UnlearningEvalCallback": "evaluation.callback",
     "MissingAlternatesError": "alternates.generate",
     "altpo_loss": "losses",
+    "estimate": "estimation.estimate",
     "evaluate_unlearning": "evaluation.evaluate",
     "generate_alternates": "alternates.generate",
     "idk_alternates": "alternates.idk",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .alternates.generate import MissingAlternatesError, generate_alternates
     from .alternates.idk import idk_alternates
     from .data.joining import join_alternates
+    from .estimation.estimate import estimate
     from .evaluation.callback import UnlearningEvalCallback
     from .evaluation.evaluate import evaluate_unlearning
     from .hub.load import load_unlearned
