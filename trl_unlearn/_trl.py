@@ -9,7 +9,6 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import (
     add_fused_lm_head,
-    create_model_from_path,
     disable_dropout_in_model,
     get_config_model_id,
     global_then_local_main_first,
@@ -21,7 +20,6 @@ __all__ = [
     "ChunkedDivergenceFunction",
     "add_fused_lm_head",
     "common_prefix_length",
-    "create_model_from_path",
     "disable_dropout_in_model",
     "disable_gradient_checkpointing",
     "get_config_model_id",

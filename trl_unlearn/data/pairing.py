@@ -1,6 +1,7 @@
 """Which retain row goes with which forget row: a pure function of seed and epoch, whoever asks and whenever."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ class UnlearningRows(torch.utils.data.Dataset):
     """
     Forget, alternate and retain rows under one index.
 
-    An index is a pair `(forget position, retain position)`; a plain integer stands for the same position in all parts
-    that are present (evaluation sets have one part, or forget and alternate rows). Rows stay in their memory-mapped
-    data sets.
+    An index is a pair `(forget position, retain position)`, or a triple with the pair's share, as [`PairSampler`] yields
+    them; a plain integer stands for the same position in all parts that are present (evaluation sets have one part, or
+    forget and alternate rows). Rows stay in their memory-mapped data sets.
 
     Args:
         forget ([`~datasets.Dataset`], *optional*):
@@ -43,9 +44,9 @@ class UnlearningRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(next(part for part in (self.alternate, self.forget, self.retain) if part is not None))
 
-    def __getitem__(self, index: int | tuple[int, int | None]) -> dict[str, dict]:
-        forget_index, retain_index = index if isinstance(index, tuple) else (index, index)
-        row = {}
+    def __getitem__(self, index: int | tuple[int, int | None] | tuple[int, int | None, float]) -> dict[str, Any]:
+        forget_index, retain_index, *share = index if isinstance(index, tuple) else (index, index)
+        row: dict[str, Any] = {"share": share[0]} if share else {}
         if self.alternate is not None:
             row["alternate"] = self.alternate[forget_index]
             forget_index = int(self.owners[forget_index])
@@ -56,7 +57,7 @@ class UnlearningRows(torch.utils.data.Dataset):
         return row
 
 
-class PairSampler(Sampler[tuple[int, int | None]]):
+class PairSampler(Sampler[tuple]):
     """
     One epoch of `(forget position, retain position)` pairs.
 
@@ -68,6 +69,11 @@ class PairSampler(Sampler[tuple[int, int | None]]):
     deliberately no `set_epoch`: accelerate calls it on some samplers and versions and not on others.
     [`PairSamplerCallback`] sets `epoch`.
 
+    On several processes, accelerate would fill up the last batch of an epoch with rows of its beginning, which would then
+    be forgotten twice. So it is filled up here, and its pairs are triples with a share, the weight of the pair in the sum
+    over its process: the number of processes divided by that of real pairs, or 0 for those that fill up. The mean over the
+    processes is then that over the real pairs.
+
     Args:
         num_forget (`int`):
             Number of forget positions.
@@ -77,19 +83,34 @@ class PairSampler(Sampler[tuple[int, int | None]]):
             Seed.
         pairing (`str`, *optional*, defaults to `"fresh"`):
             `"fresh"` or `"fixed"`.
+        batch_size (`int`, *optional*, defaults to `1`):
+            Pairs of a batch on all processes together, if the last batch is to be filled up.
+        num_processes (`int`, *optional*, defaults to `1`):
+            Number of processes.
     """
 
-    def __init__(self, num_forget: int, num_retain: int, seed: int, pairing: str = "fresh"):
+    def __init__(
+        self,
+        num_forget: int,
+        num_retain: int,
+        seed: int,
+        pairing: str = "fresh",
+        batch_size: int = 1,
+        num_processes: int = 1,
+    ):
         self.num_forget = num_forget
         self.num_retain = num_retain
         self.seed = seed
         self.pairing = pairing
+        self.num_last = num_forget % batch_size
+        self.num_missing = -num_forget % batch_size
+        self.num_processes = num_processes
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.num_forget
+        return self.num_forget + self.num_missing
 
-    def __iter__(self) -> Iterator[tuple[int, int | None]]:
+    def __iter__(self) -> Iterator[tuple]:
         forget = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.num_forget)
         if self.num_retain == 0:
             retain: list[int | None] = [None] * self.num_forget
@@ -103,7 +124,12 @@ class PairSampler(Sampler[tuple[int, int | None]]):
                 for walk in np.unique(rounds)
             }
             retain = [int(walks[walk][offset]) for walk, offset in zip(rounds, offsets, strict=True)]
-        return iter(zip(forget.tolist(), retain, strict=True))
+        pairs = list(zip(forget.tolist(), retain, strict=True))
+        if self.num_missing == 0:
+            return iter(pairs)
+        first_last = self.num_forget - self.num_last
+        last = [(*pair, self.num_processes / self.num_last) for pair in pairs[first_last:]]
+        return iter([*pairs[:first_last], *last, *[(*pairs[0], 0.0)] * self.num_missing])
 
 
 def _fixed_partner(forget_index: int, num_retain: int) -> int:

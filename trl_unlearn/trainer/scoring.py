@@ -12,7 +12,7 @@ from .._trl import ChunkedDivergenceFunction
 
 
 # Entries of a batch that are not arguments of the model.
-_NOT_MODEL_INPUTS = {"labels", "num_rows", "ref_logps"}
+_NOT_MODEL_INPUTS = {"labels", "num_rows", "ref_logps", "share"}
 
 
 @contextmanager

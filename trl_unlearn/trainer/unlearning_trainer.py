@@ -225,6 +225,10 @@ class UnlearningTrainer(SFTTrainer):
             )
         finally:
             args.max_length = max_length
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError(
+                "FSDP version 1 is not supported. Set `fsdp_version: 2`, as in `recipes/accelerate/fsdp2.yaml`."
+            )
         self.data_collator = UnlearningCollator(self.data_collator)
         if isinstance(model, str):
             revision = (args.model_init_kwargs or {}).get("revision")
@@ -350,12 +354,28 @@ class UnlearningTrainer(SFTTrainer):
         return UnlearningRows(forget.remove_columns("digest"), retain, alternate, owners)
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["forget", "alternate", "retain"]
+        self._signature_columns = ["forget", "alternate", "retain", "share"]
 
     def _get_train_sampler(self, train_dataset: UnlearningRows | None = None) -> PairSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        sampler = PairSampler(len(rows), len(rows.retain or ()), seed, self.args.pairing)
+        processes = self.accelerator.num_processes
+        batch_size = self._train_batch_size * (1 if self.accelerator.split_batches else processes)
+        if self.args.dataloader_drop_last and len(rows) < batch_size:
+            raise ValueError(
+                f"The forget set has {len(rows)} rows, fewer than the {batch_size} of one batch on {processes} processes, and "
+                "`dataloader_drop_last=True` leaves that one out. Set it to `False`, or use fewer processes or a smaller "
+                "`per_device_train_batch_size`."
+            )
+        fills_up = processes > 1 and not self.args.dataloader_drop_last
+        sampler = PairSampler(
+            len(rows),
+            len(rows.retain or ()),
+            seed,
+            self.args.pairing,
+            batch_size if fills_up else 1,
+            processes,
+        )
         self.remove_callback(PairSamplerCallback)
         self.add_callback(PairSamplerCallback(sampler))
         return sampler
@@ -492,6 +512,7 @@ class UnlearningTrainer(SFTTrainer):
         num_forget, num_alternate, num_retain = inputs["num_rows"]
         num_pairs = max(inputs["num_rows"])
         first_retain = num_forget + num_alternate
+        share = inputs.get("share", 1.0)
         uses_kl = num_retain > 0 and self._uses_kl
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
@@ -543,29 +564,37 @@ class UnlearningTrainer(SFTTrainer):
             forget = scores_of(slice(num_forget))
             alternate = scores_of(slice(num_forget, first_retain)) if num_alternate > 0 else None
             forget_losses = self.forget_loss(forget, alternate)
-            loss = loss + self.args.forget_weight * forget_losses.mean()
+            loss = loss + share * self.args.forget_weight * forget_losses.mean()
             columns |= self._forget_columns(forget_losses.detach(), forget, alternate)
         if num_retain > 0:
             sums, counts = retain_sums[0], retain_counts[0]
-            retain_loss = sums.sum() / counts.sum()
-            columns["retain_loss"] = retain_loss.detach().expand(num_pairs)
+            retain_loss = share * sums.sum() / counts.sum()
+            columns["retain_loss"] = (sums.sum() / counts.sum()).detach().expand(num_pairs)
             columns["retain_sums"], columns["retain_counts"] = sums.detach(), counts
             columns["logps/retain"] = logps[first_retain:].detach()
             columns["lengths/retain"] = lengths[first_retain:]
             if num_items_in_batch is not None:
                 # `Trainer` divides by the accumulation steps, and the processes average their gradients.
                 parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-                retain_loss = sums.sum() * parts / num_items_in_batch
+                retain_loss = (share > 0) * sums.sum() * parts / num_items_in_batch
             loss = loss + self.args.retain_weight * retain_loss
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+            loss = loss + share * self.router_aux_loss_coef * outputs.aux_loss
             columns["aux_loss"] = outputs.aux_loss.detach().expand(num_pairs)
 
         mode = "train" if self.model.training else "eval"
         mask = inputs.get("attention_mask")
         num_tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
         columns["num_tokens"] = torch.as_tensor(num_tokens / num_pairs, device=logps.device).expand(num_pairs)
-        gathered = self.accelerator.gather_for_metrics(torch.stack([c.float() for c in columns.values()], dim=1))
+        values = torch.stack([c.float() for c in columns.values()], dim=1)
+        if "share" in inputs:  # not as many rows on each process, and those that fill up do not count
+            values = values if share > 0 else values * torch.nan
+            gathered = self.accelerator.gather(self.accelerator.pad_across_processes(values, pad_index=torch.nan))
+            gathered = gathered[~gathered.isnan().all(dim=1)]
+        elif mode == "train":
+            gathered = self.accelerator.gather(values)
+        else:
+            gathered = self.accelerator.gather_for_metrics(values)
         for name, column in zip(columns, gathered.unbind(1), strict=True):
             self._columns[mode][name].append(column)
         return (loss, outputs) if return_outputs else loss
@@ -583,6 +612,8 @@ class UnlearningTrainer(SFTTrainer):
             return None
         count = torch.zeros((), dtype=torch.long, device=device)
         for inputs in batch_samples:
+            if inputs.get("share") == 0:
+                continue
             positions, _ = self._retain_positions(inputs, sum(inputs["num_rows"][:2]))
             count += positions.sum().to(device)
         return self.accelerator.reduce(count, "sum")
@@ -692,7 +723,24 @@ class UnlearningTrainer(SFTTrainer):
         self._model_card = None  # what is built after training has its results
         return super().train(*args, **kwargs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if (
+            plugin is None or self.is_in_train
+        ):  # a checkpoint may be in shards, which are faster to save and to resume from
+            return super().save_model(output_dir, _internal_call)
+        state_dict_type = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.set_state_dict_type(state_dict_type)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        causal_lm = self._causal_lm(self.model)
+        if state_dict and not is_peft_model(self.model) and causal_lm.config.get_text_config().tie_word_embeddings:
+            for name in causal_lm._tied_weights_keys or ():  # gathered from shards, they would be saved twice
+                state_dict.pop(name, None)
         super()._save(output_dir, state_dict)
         directory = Path(output_dir or self.args.output_dir)
         # PEFT saves all adapters. The frozen copy is the model before unlearning: it must not be published with it.
