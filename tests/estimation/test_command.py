@@ -1,5 +1,6 @@
 """`trl-unlearn estimate` as a person types it: verdict, time, table, and what is wrong."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,12 @@ def test_time_is_measured_on_this_machine_by_default(estimated):
     assert any("measured here (cpu" in line for line in result["assumptions"])
 
 
-def test_rows_without_data_have_the_longest_length(estimated):
-    result = estimated("--dataset_name", "nobody/nothing", "--max_length", "30")
+@pytest.mark.parametrize("missing", ["data", "tokenizer"])
+def test_rows_that_cannot_be_read_have_the_longest_length(missing, estimated, model_dir, tmp_path):
+    """The configuration is all that must be there."""
+    shutil.copy(Path(model_dir, "config.json"), tmp_path)
+    where = ["--dataset_name", "nobody/nothing"] if missing == "data" else ["--model_name_or_path", str(tmp_path)]
+    result = estimated(*where, "--max_length", "30")
     assert result["run"]["mean_tokens_per_micro_batch"] == 8 * 30
     assert "steps" not in result["run"]
     assert any("max_length" in line for line in result["assumptions"])

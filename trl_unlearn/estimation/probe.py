@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 from trl import ModelConfig, get_peft_config
@@ -81,10 +82,7 @@ class Probe:
         self.data = None
         if tokens_per_row is None:
             try:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    model_args.model_name_or_path, revision=model_args.model_revision
-                )
-                self.data = (*load_training_sets(script_args, with_retain), tokenizer)
+                self.data = (*load_training_sets(script_args, with_retain), _load_tokenizer(model_args))
             except OSError as error:
                 if args.max_length is None:
                     raise ValueError(
@@ -170,6 +168,14 @@ class Probe:
             trainer.model.gradient_checkpointing_enable({**kwargs, "preserve_rng_state": False}, **own)
         trainer.model.train()
         return trainer
+
+
+def _load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
+    name = model_args.model_name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=model_args.model_revision)
+    except ValueError as error:  # a folder without one
+        raise OSError(f"{name} has no tokenizer: {_first_line(error)}") from error
 
 
 def _probing(trainer_class: type[UnlearningTrainer], rows: UnlearningRows | None) -> type[UnlearningTrainer]:
