@@ -11,8 +11,11 @@ TORCH ?= torch==2.13.0
 quickstart: $(INSTALLED)
 	$(BIN)/trl-unlearn quickstart
 
+# Modules of tests side by side; OMP_NUM_THREADS is 1 in each
+PYTEST_OPTIONS := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
@@ -20,10 +23,10 @@ test-slow: $(INSTALLED)
 # With the oldest and the newest releases that pyproject.toml allows, each in an environment of its own.
 # For a part of the tests: make test-lowest TESTS=tests/trainer
 test-lowest test-latest: test-%: .venv-%/.installed
-	.venv-$*/bin/python -m pytest $(TESTS)
+	.venv-$*/bin/python -m pytest $(PYTEST_OPTIONS) $(TESTS)
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest --cov --cov-report=term-missing
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) --cov --cov-report=term-missing
 
 precommit: $(INSTALLED)
 	$(BIN)/ruff check --fix .
