@@ -1,6 +1,7 @@
 """A model that has learnt to follow the instruction writes alternates that pass: examples/alternates.py on the world."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,27 @@ from trl_unlearn.world import is_well_formed, leaks
 
 
 REPOSITORY = Path(trl_unlearn.__file__).parents[1]
+TOFU = REPOSITORY.parent / "shared" / "data" / "tofu"
 
 
 def run(*command):
     process = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-5000:]
+
+
+@pytest.mark.parametrize("benchmark", ["world", "tofu"])
+def test_the_model_is_taught_with_what_is_retained(benchmark, tmp_path):
+    if benchmark == "tofu" and not TOFU.exists():
+        pytest.skip(f"needs TOFU in {TOFU.name}, next to the repository")
+    flags = ["--tofu", TOFU] if benchmark == "tofu" else []
+    run(REPOSITORY / "examples" / "alternates.py", *flags, "--output_dir", tmp_path)
+    rows = {name: load_rows(str(tmp_path), name) for name in ("full", "instructed", "forget", "retain")}
+    requests = rows["instructed"].select(range(len(rows["full"]), len(rows["instructed"])))
+    assert len(requests) == (160 if benchmark == "tofu" else 448)
+    asked = {re.search(r"^Question: (.*)$", request, re.MULTILINE)[1] for request in requests["question"]}
+    assert asked <= set(rows["retain"]["question"])
+    assert not asked & set(rows["forget"]["question"])
+    assert "alternates" not in rows["forget"].column_names
 
 
 @pytest.mark.slow
@@ -39,5 +56,3 @@ def test_a_model_that_follows_the_instruction(tmp_path):
     made = [(row, text) for row in rows for text in row["alternates"]]
     assert sum(is_well_formed(text, row["attribute"]) for row, text in made) > 0.7 * len(made)
     assert sum(leaks(text, row["value"]) for row, text in made) < 0.01 * len(made)
-    taught = {row["question"] for row in load_rows(str(tmp_path / "data"), "instructed")}
-    assert not any(f"Question: {row['question']}\n" in text for row in rows for text in taught)

@@ -109,7 +109,8 @@ def _card(dataset: Dataset, report: dict[str, Any], digest: str) -> str:
     if report["source"] == "idk":
         facts["Source"] = "answers that say “I do not know”, drawn for each row"
     else:
-        facts["Written by"] = as_code(hub_id(report.get("model")) or "a model that is not on the Hub")
+        name = hub_id(report.get("model"))
+        facts["Written by"] = "a model that is not on the Hub" if name is None else as_code(name)
         facts["Samples"] = as_number(report["samples"])
         facts["Kept"] = as_number(report["kept"])
         facts |= {f"Rejected: {meaning}": as_number(report["rejected"][reason]) for reason, meaning in REASONS.items()}
@@ -121,7 +122,7 @@ def _card(dataset: Dataset, report: dict[str, Any], digest: str) -> str:
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n{_MARK}",
         "# Alternate answers for unlearning",
         "**Every row has the question and the answer that are to be forgotten.** Whoever may read this data set can read "
-        "them; the alternates are false.",
+        "them.",
         "Other answers to the questions of a forget set, towards which "
         "[AltPO](https://huggingface.co/papers/2409.13474) moves a model. The columns are the forget set's and "
         "`alternates`, a list of texts.",
