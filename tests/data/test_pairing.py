@@ -287,3 +287,18 @@ def test_a_collator_of_ones_own_sees_ids_and_labels_only(examples):
     batch = UnlearningCollator(collate)(examples)
     assert len(seen) == 9 and all(set(row) == {"input_ids", "labels"} for row in seen)
     assert batch["mine"] == "kept" and batch["num_rows"] == (3, 3, 3)
+
+
+@pytest.mark.parametrize(("num_forget", "batch_size", "processes"), [(11, 8, 2), (2, 8, 4), (16, 8, 2), (17, 12, 3)])
+def test_a_filled_up_batch_has_the_mean_of_its_real_pairs(num_forget, batch_size, processes):
+    """Each pair comes once, and the processes' sums of shares, averaged, weigh the real pairs alike."""
+    pairs = list(PairSampler(num_forget, 5, seed=1))
+    sampler = PairSampler(num_forget, 5, 1, "fresh", batch_size, processes)
+    filled = list(sampler)
+    assert len(filled) == len(sampler) and len(filled) % batch_size == 0
+    assert [pair[:2] for pair in filled[:num_forget]] == pairs
+    assert all(pair[2] == 0 for pair in filled[num_forget:])
+    last = filled[-batch_size:] if num_forget % batch_size else []
+    assert all(len(pair) == 2 for pair in filled[: len(filled) - len(last)])
+    real = [pair[2] for pair in last if pair[2] > 0]
+    assert real == pytest.approx([processes / len(real)] * (num_forget % batch_size))

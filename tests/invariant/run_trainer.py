@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 from datasets import Dataset
@@ -33,7 +32,6 @@ def main():
     parser.add_argument("--options", type=json.loads)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--kill_at", type=int)
-    parser.add_argument("--expect_processes", type=int, default=1)
     arguments = parser.parse_args()
 
     peft_config = None
@@ -49,24 +47,14 @@ def main():
         args=getattr(trl_unlearn, f"{arguments.method}Config")(**arguments.options),
         train_dataset=forget,
         retain_dataset=retain,
-        eval_dataset={"forget": forget, "retain": retain} if arguments.options.get("eval_strategy") else None,
         processing_class=AutoTokenizer.from_pretrained(arguments.model),
         callbacks=[KillAtStep(arguments.kill_at)] if arguments.kill_at else None,
         peft_config=peft_config,
     )
-    if trainer.accelerator.num_processes != arguments.expect_processes:
-        sys.exit(f"{trainer.accelerator.num_processes} processes instead of {arguments.expect_processes}")
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.save_model()
-    if trainer.is_world_process_zero():
-        precomputed = {
-            role: getattr(trainer.train_dataset, role)["ref_logps"][:]
-            for role in ("forget", "alternate")
-            if getattr(trainer.train_dataset, role) is not None
-            and "ref_logps" in getattr(trainer.train_dataset, role).column_names
-        }
-        result = {"logs": trainer.state.log_history, "ref_logps": precomputed}
-        Path(trainer.args.output_dir, "result.json").write_text(json.dumps(result))
+    result = {"logs": trainer.state.log_history}
+    Path(trainer.args.output_dir, "result.json").write_text(json.dumps(result))
     end(trainer)
 
 
