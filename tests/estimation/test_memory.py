@@ -10,7 +10,7 @@ import torch
 import trl.kernels.chunked_divergence
 import trl.trainer.utils
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig
 
 from trl_unlearn import AltPOConfig, AltPOTrainer, NPOConfig, NPOTrainer
 from trl_unlearn.data.loading import load_rows
@@ -75,6 +75,22 @@ def test_adapters_train_only_themselves(estimated, num_parameters, num_adapter):
 def test_reference_is_resident_only_where_it_must(flags, resident, estimated, num_parameters):
     reference = estimated(*flags)["memory"]["reference"]
     assert 0 <= reference - 4 * num_parameters < 1000 if resident else reference == 0
+
+
+def test_mixture_of_experts(estimated, tmp_path):
+    """Each token meets two of four experts, whose weights all count."""
+    config = MixtralConfig(
+        architectures=["MixtralForCausalLM"], vocab_size=500, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    result = estimated("--model_name_or_path", str(tmp_path), "--tokens_per_row", "20")
+    attention, expert = 4 * 32 * 32, 3 * 32 * 64
+    layer = attention + 4 * expert + 4 * 32 + 2 * 32  # with router and norms
+    assert result["run"]["parameters"] == 2 * layer + 2 * 500 * 32 + 32
+    used = 2 * (attention + 2 * expert + 4 * 32) + 500 * 32
+    flops = 6 * used * result["run"]["mean_tokens_per_micro_batch"]
+    assert 0.9 * flops < result["run"]["flops_per_micro_batch"] < 1.5 * flops
 
 
 def test_optimizers(estimated, parameters, num_parameters):

@@ -29,8 +29,9 @@ _INDEXING = {
     aten._index_put_impl_.default,
     aten._unsafe_index_put.default,
 }
-# torch counts the operations of the GPU's attention only
-_CPU_ATTENTION = {
+# What torch does not count: the CPU's attention, and the product over a mixture's experts, in which each row meets one
+_OPERATIONS = {
+    aten._grouped_mm: lambda left, right, *_, **__: 2 * left[-2] * left[-1] * right[-1],
     aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
         *shapes[:4]
@@ -71,7 +72,7 @@ class MemoryTrace(TorchDispatchMode):
         super().__init__()
         self.weights = weights or {}
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._flop_counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+        self._flop_counter = FlopCounterMode(display=False, custom_mapping=_OPERATIONS)
         self.held: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.peak = 0.0
@@ -104,7 +105,7 @@ class MemoryTrace(TorchDispatchMode):
         else:
             if func in _INDEXING:
                 args = (args[0], _without_masks(args[1]), *args[2:])
-            output = func(*args, **kwargs)
+            output = _in_bf16(func, args, kwargs) if func is aten._grouped_mm.default else func(*args, **kwargs)
         for value in tree_leaves(output):
             if isinstance(value, torch.Tensor) and id(value.untyped_storage()) not in self._storages:
                 self.count(value, self._kind)
@@ -217,6 +218,12 @@ def _size_of_result(inputs: Iterable[torch.Tensor]) -> int:
         return prod(torch.broadcast_shapes(*shapes))
     except RuntimeError:
         return max(map(prod, shapes))
+
+
+def _in_bf16(func: Callable, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    """The product over a mixture's experts: the CPU has it in all types, its form for tensors without data in one."""
+    in_bf16 = [value.bfloat16() if value is not None and value.is_floating_point() else value for value in args]
+    return func(*in_bf16, **kwargs).to(args[0].dtype)
 
 
 def _without_masks(indices: Iterable[Any]) -> list[Any]:
