@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer
 
+from trl_unlearn import idk_alternates
+from trl_unlearn.alternates.saving import save_alternates
 from trl_unlearn.data.loading import load_rows
 from trl_unlearn.scripts.alternates import AlternatesScriptArguments, alternates
 from trl_unlearn.scripts.parsing import RecipeParser
@@ -164,15 +167,23 @@ def test_full_disk_is_told_and_finished_samples_stay_usable(whole, flags, tmp_pa
     assert published(tmp_path) == published(whole)
 
 
-def test_full_disk_while_the_data_set_is_written(data, tmp_path):
-    flags = ["--source", "idk", "--dataset_name", data, "--forget_config", "forget", "--output_dir", tmp_path / "out"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # noqa: E731
-    process = run(*flags, check=False, preexec_fn=limit)
-    assert process.returncode == 1
-    assert "The alternates cannot be written (File too large)" in process.stderr.splitlines()[-1]
-    assert not published(tmp_path / "out")
-    make(*flags)
-    assert len(load_rows(str(tmp_path / "out"))) == 6
+def test_full_disk_while_the_data_set_is_written(tmp_path):
+    """In this process, whose own output is shorter than the limit."""
+    rng = random.Random(0)
+    rows = [{"question": f"Which number is {n}?", "answer": rng.randbytes(2000).hex()} for n in range(500)]
+    dataset, counts = idk_alternates(Dataset.from_list(rows), 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with pytest.raises(
+            OSError, match=r"The alternates cannot be written .File too large.. Finished samples are kept"
+        ):
+            save_alternates(dataset, counts, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not published(tmp_path)
+    save_alternates(dataset, counts, tmp_path)
+    assert load_rows(str(tmp_path))[:] == dataset[:]
 
 
 def test_missing_alternates_are_named_and_what_there_is_is_kept(flags, tmp_path, capsys):

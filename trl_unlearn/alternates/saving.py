@@ -2,6 +2,7 @@
 
 import os
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ def save_alternates(dataset: Dataset, report: dict[str, Any], directory: str | P
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        dataset.to_parquet(unfinished)
-        digest = sha256(unfinished.read_bytes()).hexdigest()
+        content = BytesIO()  # a disk that is full while pyarrow writes ends the whole process (seen with pyarrow 26)
+        dataset.to_parquet(content)
+        unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
-        write_text(_card(dataset, report, digest), directory / "README.md")
+        digest = sha256(content.getvalue()).hexdigest()
+        write_text(_card(report, digest), directory / "README.md")
         write_json(report, directory / WORK_DIR / "report.json")
     except OSError as error:
         raise OSError(
@@ -92,7 +95,7 @@ def push_alternates(directory: str | Path, repo_id: str, private: bool = True) -
     return push_dataset(directory, ["README.md", _DATA], repo_id, private, "Alternates made by trl-unlearn")
 
 
-def _card(dataset: Dataset, report: dict[str, Any], digest: str) -> str:
+def _card(report: dict[str, Any], digest: str) -> str:
     """The README; nothing in it was written by the model or comes from a row."""
     # datasets caches a local folder by its name and this metadata alone: without the hash, others would be read again.
     config = {
