@@ -54,6 +54,8 @@ def test_numbers_and_enums_become_plain():
         ("trl-unlearn npo --output_dir=/data/npo", "trl-unlearn npo --output_dir=LOCAL_PATH"),
         ("cache:/home/jane", "cache:LOCAL_PATH"),
         ("see file:///etc/passwd", "see LOCAL_PATH"),
+        ("[/home/jane]", "[LOCAL_PATH"),
+        ("[INST] {question} [/INST]{answer}", "[INST] {question} [/INST]{answer}"),
         (f"token {TOKEN}!", "token hf_***!"),
         # no paths
         ("https://huggingface.co/org/name", "https://huggingface.co/org/name"),

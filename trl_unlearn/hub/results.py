@@ -19,10 +19,11 @@ TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}|hf_(?:oauth|jwt|app)_[\w.-]{16,}")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOCAL_PATH = re.compile(r"~\w*[/\\]|\.{1,2}[/\\]|/|[A-Za-z]:[/\\]|\\\\|file:")
-# The same inside a text. A slash after a letter, a digit or a bracket is a division, a URL or a relative path.
+# The same inside a text. A slash after a letter, a digit or a bracket is a division, a URL or a relative path, and one before
+# capitals in brackets a tag, as Llama-2's `[/INST]`.
 _PATH_IN_TEXT = re.compile(
     r"file://\S+|(?<![A-Za-z])[A-Za-z]:[/\\][^\s'\"`]+|(?<!\S)\\\\[^\s'\"`]+|~\w*/[^\s'\"`]*|"
-    r"(?<![\w./<)\]}])/(?=[\w.@])[^\s'\"`<>|]*"
+    r"(?<![\w./<)\]}])(?!/[A-Z]+\])/(?=[\w.@])[^\s'\"`<>|]*"
 )
 # What stays of an evaluation. Anything else could hold rows or texts.
 _KEPT = (
