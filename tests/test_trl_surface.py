@@ -41,6 +41,11 @@ def test_private_functions_keep_their_arguments():
     assert _trl.common_prefix_length([1, 2, 3], [1, 2, 4]) == 2
 
 
+def test_the_parts_of_the_fused_head_are_there():
+    assert all(callable(getattr(module, name)) for module, names in _trl.TRITON_KERNELS.items() for name in names)
+    assert all(getattr(module, name) > 0 for module, name in _trl.CHUNK_SIZES)
+
+
 def test_the_fused_head_scores_what_it_is_given(model):
     """With `shift_labels` and hidden states of label positions only, it projects those and no others."""
     _trl.add_fused_lm_head(model)

@@ -22,7 +22,7 @@ def run(*command):
     assert process.returncode == 0, process.stderr[-5000:]
 
 
-@pytest.mark.parametrize("benchmark", ["world", "tofu"])
+@pytest.mark.parametrize("benchmark", ["world", pytest.param("tofu", marks=pytest.mark.slow)])
 def test_the_model_is_taught_with_what_is_retained(benchmark, tmp_path):
     if benchmark == "tofu" and not TOFU.exists():
         pytest.skip(f"needs TOFU in {TOFU.name}, next to the repository")

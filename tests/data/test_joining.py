@@ -47,7 +47,9 @@ def test_prompts_and_messages(forget_rows):
 
 def test_rows_without_alternates_are_named(forget_rows):
     alternates = with_numbers(forget_rows.select([0, 1, 3]))
-    with pytest.raises(ValueError, match=r"^9 of 12 rows .* have no alternates: row 2, 4, 5.*`trl-unlearn alternates`"):
+    with pytest.raises(
+        ValueError, match=r"^9 of 12 rows .* have no alternates: row 2, 4, 5.*`trl-unlearn alternates`"
+    ):
         join_alternates(forget_rows, alternates)
     # the same question with another answer is another row
     other = forget_rows.map(lambda row: {"answer": row["answer"] + "!"})

@@ -154,9 +154,10 @@ def test_two_processes_do_what_one_does(strategy, names, command, whole, tmp_pat
         assert_same_run(tmp_path / name, whole(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "batch_size", "forget"),
-    [(2, 4, "eleven"), pytest.param(4, 2, "two", marks=pytest.mark.slow)],
+    [(2, 4, "eleven"), (4, 2, "two")],
     ids=["eleven-rows-on-two", "two-rows-on-four"],
 )
 def test_no_row_is_forgotten_twice_where_rows_do_not_fill_the_processes(

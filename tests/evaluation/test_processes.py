@@ -246,6 +246,7 @@ def test_killed_and_started_again(seed, processes, processes_then, whole, other,
         assert work_of(result)[key] == work_of(whole["result"])[key] - count
 
 
+@pytest.mark.slow
 def test_overwrite_starts_afresh_and_keeps_the_retained_models_rows(whole, arguments, other_model_dir, data, tmp_path):
     shutil.copytree(whole["directory"], tmp_path, dirs_exist_ok=True)
     stale = rows_directory(tmp_path) / "rows-7.jsonl"
@@ -259,6 +260,7 @@ def test_overwrite_starts_afresh_and_keeps_the_retained_models_rows(whole, argum
     assert not any(work_of(retained).values())
 
 
+@pytest.mark.slow
 def test_full_disk_is_a_clear_failure_and_what_is_there_stays_usable(
     whole, other, arguments, retain_logs, data, model_dir, tmp_path
 ):

@@ -123,6 +123,7 @@ def test_equals_a_plain_computation(lm_eval, undecided, tokenizer, rows, folder)
     assert json.loads(json.dumps(result)) == result
 
 
+@pytest.mark.slow
 def test_changed_folder_and_adapter(lm_eval, undecided, tokenizer, rows, folder, lora_config):
     from peft import get_peft_model
 
@@ -143,6 +144,7 @@ def test_changed_folder_and_adapter(lm_eval, undecided, tokenizer, rows, folder,
     assert "peft" in second["versions"]
 
 
+@pytest.mark.slow
 def test_group_is_the_mean_over_its_questions(lm_eval, undecided, tokenizer, world, folder, tmp_path, monkeypatch):
     tasks = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
     subjects = sorted(
@@ -172,7 +174,8 @@ def test_group_is_the_mean_over_its_questions(lm_eval, undecided, tokenizer, wor
     assert "measures no accuracy of it, but bits_per_byte, " in result["missing"]["wikitext"]
 
 
-@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
 def test_processes_share_the_questions(lm_eval, undecided_dir, undecided, tokenizer, folder, rows, tmp_path, sharded):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]

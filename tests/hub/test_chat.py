@@ -87,6 +87,7 @@ def test_system_prompt_and_template(model, tokenizer, question):
     assert answers_of(model, tokenizer, arguments)(question) == expected
 
 
+@pytest.mark.slow
 def test_command_on_the_hub(hub_server, client, adapter_dir, model_dir, question):
     commit = hub_server.repository("models", "chat-user/base").commit(files_of(model_dir))
     config = json.loads((adapter_dir / "adapter_config.json").read_text())

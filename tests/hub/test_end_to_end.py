@@ -163,6 +163,7 @@ def test_the_recipe_repeats_the_run(output, hub, run, folder):
     assert second == pytest.approx(first, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_killed_between_save_and_push(hub, run, folder):
     """And before that, one of two pushes in the background has failed, which is told."""
     hub.fail("commit", status=403)
@@ -180,6 +181,7 @@ def test_killed_between_save_and_push(hub, run, folder):
     assert files == {name: (folder / "killed" / name).read_bytes() for name in ADAPTER}
 
 
+@pytest.mark.slow
 def test_bad_token_before_training_and_a_full_disk_after_it(hub, run, folder):
     """In Python nothing is lost either: the same trainer pushes once there is room, its edited card too."""
     output = run(HERE / "run_interrupted.py", "full").stdout
@@ -264,6 +266,7 @@ def test_nothing_of_all_this_leaks(output, hub, world, folder):
             assert b"hf_write" not in path.read_bytes() and b"hf_wrong" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_a_private_data_set_is_not_named(hub, run, folder):
     """On the page of the model, that is: whoever may not read the data set need not know that it is there."""
     source = hub.repository("datasets", "endtoend/world")

@@ -86,6 +86,7 @@ def test_index_that_names_other_files(model_dir, tmp_path):
             load_unlearned(str(directory))
 
 
+@pytest.mark.slow
 def test_code_of_a_whole_model(hub_server, load, model_dir, tmp_path):
     """Neither code of a class that transformers has nor of one that it has not, nor a tokenizer's."""
     ran = tmp_path / "ran"
@@ -225,6 +226,7 @@ def test_adapter_at_the_root_does_not_redirect_a_subfolder(hub_server, load, mod
     assert answer["type"] == "LlamaForCausalLM" and any(answer["logits"])
 
 
+@pytest.mark.slow
 def test_code_for_generation(hub_server, load, model_dir, tmp_path):
     ran = tmp_path / "ran"
     code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\n\n\ndef generate(model, **inputs):\n    pass\n".encode()

@@ -231,6 +231,7 @@ def test_what_is_wrong_with_arguments(model_dir, tmp_path):
         load_unlearned("me/model")  # HF_HUB_OFFLINE is set for the tests
 
 
+@pytest.mark.slow
 def test_whole_models_on_the_hub(hub_server, load, model_dir, other_dir, model):
     """As of open-unlearning/*: pinned and at the newest commit, private ones with a token, and offline afterwards."""
     repository = hub_server.repository("models", "load-whole/full")

@@ -133,6 +133,7 @@ def test_merge_that_changes_the_model_is_not_saved(model_dir, model, tokenizer, 
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".merged*"))
 
 
+@pytest.mark.slow
 def test_command_with_an_adapter_on_the_hub(hub_server, client, adapter, model_dir, tmp_path):
     base = hub_server.repository("models", "merge-user/base")
     commit = base.commit({path.name: path.read_bytes() for path in Path(model_dir).iterdir()})

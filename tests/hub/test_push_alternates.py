@@ -64,6 +64,7 @@ print(json.dumps(join_alternates(forget, load_dataset(sys.argv[2], split="train"
     assert [len(texts) for texts in joined] == [2, 2]
 
 
+@pytest.mark.slow
 def test_public_only_if_it_is_said_and_a_failed_push_loses_nothing(hub_server, run, tmp_path):
     token = hub_server.token(USER)
     hub_server.repository("datasets", f"{USER}/open").private = False

@@ -48,7 +48,7 @@ def script_of(recipe: Path) -> str:
 
 @pytest.mark.parametrize(
     "recipe",
-    ["npo", "simnpo", "altpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grad_ascent", "grad_diff"))],
+    ["npo", "altpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simnpo", "grad_ascent", "grad_diff"))],
 )
 def test_world_recipes_run_from_the_command_line(recipe, small_world, model_dir, tmp_path):
     path = recipe_path(f"world/llama-0.5m/{recipe}.yaml")
@@ -78,7 +78,7 @@ def test_world_recipes_run_from_the_command_line(recipe, small_world, model_dir,
     assert (tmp_path / "README.md").exists()
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True], ids=["full", "lora"])
 def test_evaluate_command_on_a_model_and_an_adapter(lora, small_world, model_dir, lora_config, tmp_path):
     """The model, and an adapter that changes nothing yet, give what the same evaluation gives in Python."""
     source = model_dir
@@ -100,8 +100,17 @@ def test_evaluate_command_on_a_model_and_an_adapter(lora, small_world, model_dir
     assert (tmp_path / "_evaluation" / "report.html").exists()
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("example", ["npo", "simnpo", "altpo"])
+@pytest.mark.parametrize(
+    ("example", "lora"),
+    [
+        ("npo", False),
+        ("altpo", True),
+        *(
+            pytest.param(*arguments, marks=pytest.mark.slow)
+            for arguments in (("npo", True), ("simnpo", False), ("simnpo", True), ("altpo", False))
+        ),
+    ],
+)
 def test_examples(example, lora, small_world, model_dir, tmp_path):
     file = REPOSITORY / "examples" / f"{example}.py"
     assert len(file.read_text().splitlines()) <= 40

@@ -94,6 +94,7 @@ def test_losses_are_those_of_trl_with_the_whole_lm_head(small_world, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_command_line_killed_and_run_again(small_world, tmp_path):
     command = [sys.executable, "-m", "trl_unlearn.world.train", "--dataset_name", small_world]
     command += ["--hidden_size", "32", "--num_layers", "1", "--vocab_size", "300", "--learning_rate", "1e-3"]

@@ -7,16 +7,15 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from math import prod
 from typing import Any
-from unittest.mock import patch
 
 import torch
-import trl.trainer.utils
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from trl.kernels import chunked_divergence, chunked_logprob
+
+from .._trl import CHUNK_SIZES, TRITON_KERNELS, ChunkedDivergenceFunction, ChunkedLogProbFunction
 
 
 aten = torch.ops.aten
@@ -37,12 +36,6 @@ _OPERATIONS = {
         *shapes[:4]
     ),
 }
-# What TRL runs as Triton kernels on a GPU
-_TRITON_KERNELS = {
-    chunked_logprob: ("_forward_tile", "_backward_tile", "_addmm_fp32"),
-    chunked_divergence: ("_stats_tile", "_backward_tile", "_addmm_fp32", "_project"),
-}
-_CHUNK_SIZES = [(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE"), (chunked_divergence, "VOCAB_CHUNK_SIZE")]
 # Real tensors are ids, labels and masks; beyond this size not even a mask is made.
 _LARGEST_REAL_TENSOR = 2**26
 
@@ -184,20 +177,19 @@ class MemoryTrace(TorchDispatchMode):
             vocab_size (`int`):
                 Number of tokens. Of a chunk's buffer that is wider, the CPU takes no more than is written.
         """
-        functions = (chunked_logprob.ChunkedLogProbFunction, chunked_divergence.ChunkedDivergenceFunction)
         with ExitStack() as stack:
-            for function in functions:
+            for function in (ChunkedLogProbFunction, ChunkedDivergenceFunction):
                 for name in ("forward", "backward"):
                     inside = staticmethod(self._with(getattr(function, name), _kind="lm_head"))
-                    stack.enter_context(patch.object(function, name, inside))
+                    stack.enter_context(_replaced(function, name, inside))
             if triton:
-                for module, names in _TRITON_KERNELS.items():
+                for module, names in TRITON_KERNELS.items():
                     for name in names:
                         uncounted = self._with(getattr(module, name), _paused=True)
-                        stack.enter_context(patch.object(module, name, uncounted))
+                        stack.enter_context(_replaced(module, name, uncounted))
             else:
-                for module, name in _CHUNK_SIZES:
-                    stack.enter_context(patch.object(module, name, min(getattr(module, name), vocab_size)))
+                for module, name in CHUNK_SIZES:
+                    stack.enter_context(_replaced(module, name, min(getattr(module, name), vocab_size)))
             yield
 
     def _with(self, function: Callable, **attributes: Any) -> Callable:
@@ -205,10 +197,23 @@ class MemoryTrace(TorchDispatchMode):
 
         @wraps(function)
         def call(*args, **kwargs):
-            with patch.multiple(self, **attributes):
+            with ExitStack() as stack:
+                for name, value in attributes.items():
+                    stack.enter_context(_replaced(self, name, value))
                 return function(*args, **kwargs)
 
         return call
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of a module, class or object is another within this context."""
+    before = vars(owner)[name]  # not `getattr`, which would take a static method out of its wrapper
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def _size_of_result(inputs: Iterable[torch.Tensor]) -> int:
