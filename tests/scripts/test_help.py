@@ -60,6 +60,22 @@ def test_help_needs_no_heavy_import(command):
     assert max(map(len, lines)) <= 119
 
 
+@pytest.mark.parametrize(
+    "command", ["alternates", "compare", "push", "merge", "chat", "estimate", "quickstart", "env"]
+)
+def test_help_of_every_command_is_there_at_once(command):
+    """Of all modules that it imports, none takes long."""
+    script = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_module('trl_unlearn.scripts.{command}', run_name='__main__')\n"
+        "finally: print('imported:', *({'torch', 'transformers', 'datasets', 'scipy'} & set(sys.modules)))"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith(f"usage: trl-unlearn {command} ")
+    assert process.stdout.splitlines()[-1] == "imported:"
+
+
 def test_help_of_the_evaluation_has_all_its_options():
     from trl_unlearn.scripts.evaluate import SOURCES
 

@@ -18,9 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from trl_unlearn.evaluation.logs import read_log
 from trl_unlearn.evaluation.report import RETAINED, summary_table, write_answers, write_report, write_rows
-from trl_unlearn.metrics import forget_quality
 
 
 # Parts of a path that say nothing of the model
@@ -105,6 +103,8 @@ def _forget_quality(name: str, result: dict[str, Any], retained: dict[str, Any])
             f"'{name}' has {len(ratios)} forget rows and the retained model's log {len(retain_ratios)}: they are of "
             "different splits or evaluators, and cannot be compared. Evaluate both models on the same forget set."
         )
+    from trl_unlearn.metrics import forget_quality
+
     return forget_quality(ratios, retain_ratios)
 
 
@@ -152,6 +152,9 @@ def main() -> None:
         help="Folder for report.html, rows.parquet, answers.md and figures. These hold forget-set text.",
     )
     arguments = parser.parse_args()
+
+    from trl_unlearn.evaluation.logs import read_log
+
     try:
         logs = dict(zip(display_names(arguments.logs), arguments.logs, strict=True))
         retained = read_log(arguments.retain_logs) if arguments.retain_logs else None

@@ -18,12 +18,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trl_unlearn.evaluation.logs import read_log
-from trl_unlearn.evaluation.retain_reference import resolve_retain_logs
-from trl_unlearn.files import write_json
-from trl_unlearn.hub.push import PushError, base_license, card_of, check_folder, push_folder, write_card
-from trl_unlearn.hub.results import aggregate, load_results, save_results
-
 
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
@@ -48,6 +42,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def attach(arguments: argparse.Namespace) -> None:
     """Writes what is given beside the folder into its results, and makes the card again."""
+    from trl_unlearn.evaluation.logs import read_log
+    from trl_unlearn.evaluation.retain_reference import resolve_retain_logs
+    from trl_unlearn.files import write_json
+    from trl_unlearn.hub.push import PushError, base_license, card_of, write_card
+    from trl_unlearn.hub.results import aggregate, load_results, save_results
+
     directory = arguments.directory
     results = load_results(directory)
     if results is None:
@@ -83,6 +83,10 @@ def attach(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Attaches, pushes, and says where it is; a failure is told in words."""
     arguments = parse_arguments()
+
+    from trl_unlearn.hub.push import PushError, check_folder, push_folder
+    from trl_unlearn.hub.results import load_results
+
     given = (arguments.evaluation, arguments.before_logs, arguments.retain_logs, arguments.base_model)
     try:
         if not arguments.directory.is_dir():
