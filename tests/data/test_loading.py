@@ -50,6 +50,8 @@ def test_mixtures_append_rows_and_keep_the_columns_that_are_shared(tmp_path):
     assert load_mixture(first, [], "retain").column_names == ["question", "answer", "id"]
     mixture = load_mixture(first, [str(tmp_path / "b.jsonl")], "retain")
     assert mixture.to_list() == [{"question": "q1", "answer": "a1"}, {"question": "q2", "answer": "a2"}]
+    twice = load_mixture(first, [first[0], str(tmp_path / "b.jsonl")], "retain")  # the same set again is one more part
+    assert twice["answer"] == ["a1", "a1", "a2"]
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "A document."}))
     with pytest.raises(
         ValueError, match=r"parts of the retain set have columns of different kinds \(.*a.jsonl: question, "

@@ -77,18 +77,19 @@ def load_mixture(first: tuple[str, str | None, str], others: list[str], name: st
     Raises:
         ValueError: If their columns are of different kinds.
     """
-    parts = {first[0]: load_rows(*first)} | {source: load_rows(*parse_source(source)) for source in others}
+    parts = [load_rows(*first), *(load_rows(*parse_source(source)) for source in others)]
     if len(parts) == 1:
-        return parts[first[0]]
-    kinds = {source: infer_format(part, name) for source, part in parts.items()}
-    if len(set(kinds.values())) > 1:
-        listed = "; ".join(f"{source}: {', '.join(FORMATS[kind])}" for source, kind in kinds.items())
+        return parts[0]
+    kinds = [infer_format(part, name) for part in parts]
+    if len(set(kinds)) > 1:
+        sources = zip([first[0], *others], kinds, strict=True)
+        listed = "; ".join(f"{source}: {', '.join(FORMATS[kind])}" for source, kind in sources)
         raise ValueError(
             f"The parts of the {name} set have columns of different kinds ({listed}). Rename or rewrite them."
         )
-    shared = set.intersection(*(set(part.column_names) for part in parts.values()))
+    shared = set.intersection(*(set(part.column_names) for part in parts))
     return datasets.concatenate_datasets(
-        [part.select_columns([column for column in part.column_names if column in shared]) for part in parts.values()]
+        [part.select_columns([column for column in part.column_names if column in shared]) for part in parts]
     )
 
 

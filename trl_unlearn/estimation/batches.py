@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.collator import ROLES
-from ..data.pairing import PairSampler, UnlearningRows
+from ..data.pairing import PairSampler
+from ..trainer.plan import lengths_of
 from ..trainer.unlearning_trainer import UnlearningTrainer
 
 
@@ -20,18 +20,6 @@ def batch_of(trainer: UnlearningTrainer, pairs: Pairs) -> dict[str, Any]:
     if trainer._precomputes:
         batch["ref_logps"] = torch.zeros(sum(batch["num_rows"][:2]))
     return batch
-
-
-def lengths_of(rows: UnlearningRows) -> dict[str, np.ndarray]:
-    """Tokens of every row, by role; of forget rows, one a pair."""
-    lengths = {
-        role: np.array([len(ids) for ids in part["input_ids"]])
-        for role in ROLES
-        if (part := getattr(rows, role)) is not None
-    }
-    if rows.owners is not None:
-        lengths["forget"] = lengths["forget"][rows.owners]
-    return lengths
 
 
 class MicroBatches:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..data.collator import ROLES
+from ..data.pairing import UnlearningRows
 from .publication import base_of, default_repo_name, method_of
 from .unlearning_trainer import UnlearningTrainer
 
@@ -34,6 +36,18 @@ def planning(trainer_class: type[UnlearningTrainer]) -> type[UnlearningTrainer]:
     return PlanningTrainer
 
 
+def lengths_of(rows: UnlearningRows) -> dict[str, np.ndarray]:
+    """Tokens of every row, by role; of forget rows, one a pair."""
+    lengths = {
+        role: np.array([len(ids) for ids in part["input_ids"]])
+        for role in ROLES
+        if (part := getattr(rows, role)) is not None
+    }
+    if rows.owners is not None:
+        lengths["forget"] = lengths["forget"][rows.owners]
+    return lengths
+
+
 def plan_of(trainer: UnlearningTrainer) -> dict[str, Any]:
     """
     The numbers of a run that has not begun.
@@ -54,19 +68,15 @@ def plan_of(trainer: UnlearningTrainer) -> dict[str, Any]:
     steps_per_epoch = max(ceil(batches / args.gradient_accumulation_steps), 1)
     steps = args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * steps_per_epoch)
     epochs = steps / steps_per_epoch
-    lengths = {
-        role: np.array([len(ids) for ids in part["input_ids"]]) if (part := getattr(rows, role)) is not None else None
-        for role in ("forget", "alternate", "retain")
-    }
-    forget = lengths["forget"] if rows.owners is None else lengths["forget"][rows.owners]
-    tokens = forget.sum() + (0 if lengths["alternate"] is None else lengths["alternate"].sum())
-    if lengths["retain"] is not None:
-        tokens += lengths["retain"].mean() * len(rows)
+    tokens = sum(
+        lengths.mean() * len(rows) for lengths in lengths_of(rows).values()
+    )  # of retain rows, those of the mean
+    num_rows = {role: len(getattr(rows, role) or ()) for role in ROLES}
     parameters = list(trainer.model.parameters())
     return {
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        **{f"{role}_rows": 0 if part is None else len(part) for role, part in lengths.items()},
+        **{f"{role}_rows": number for role, number in num_rows.items()},
         "pairs": len(rows),
         "pairs_per_step": parallel * args.gradient_accumulation_steps,
         "steps_per_epoch": steps_per_epoch,
@@ -74,7 +84,7 @@ def plan_of(trainer: UnlearningTrainer) -> dict[str, Any]:
         "warmup_steps": args.get_warmup_steps(steps),
         "epochs": epochs,
         "tokens": round(float(tokens) * epochs),
-        "retain_passes": 0 if lengths["retain"] is None else epochs * len(rows) / len(lengths["retain"]),
+        "retain_passes": epochs * len(rows) / num_rows["retain"] if num_rows["retain"] else 0,
     }
 
 
