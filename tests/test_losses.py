@@ -10,7 +10,8 @@ from torch.autograd import grad
 from torch.nn.functional import log_softmax
 
 from trl_unlearn import altpo_loss, npo_loss, simnpo_loss
-from trl_unlearn.trainer.scoring import Head, token_kl
+from trl_unlearn.trainer.chunked_head import Head
+from trl_unlearn.trainer.scoring import token_kl
 
 
 AUTHORS = json.loads((Path(__file__).parent / "fixtures" / "authors_losses.json").read_text())
@@ -49,7 +50,6 @@ def test_npo_simnpo_and_baselines_equal_the_authors(case):
     loss = case["forget_weight"] * forget_loss(case["name"], logps, lengths, ref_logps, case["beta"], case["gamma"])
     tolerance = 1e-6
     if case["retain_loss_type"] == "kl_all_positions":
-        # TRL's kernel, and so the trainers, reduce in fp32
         ref_retain = torch.tensor(batch["ref_retain"], dtype=torch.float64)
         vocab_size = policy_retain.size(-1)
         head = identity_head(vocab_size)

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from trl_unlearn import NPOConfig, NPOTrainer
-from trl_unlearn.trainer.scoring import score_rows
+from trl_unlearn.trainer import chunked_head, scoring
 
 
 def make(
@@ -177,14 +177,27 @@ def test_how_often_a_step_runs_the_model(
     assert counter.per_step == [forwards] * 2
 
 
-def test_only_label_positions_reach_the_lm_head(model, tokenizer, forget_rows, retain_rows, tmp_path):
-    trainer = make("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path)
+@pytest.mark.parametrize("retain_loss_type", ["nll", "kl"])
+def test_only_label_positions_reach_the_lm_head(
+    retain_loss_type, model, tokenizer, forget_rows, retain_rows, tmp_path, monkeypatch
+):
+    """And with the KL retain loss, the labels of retain rows, which are only logged, need no gradient."""
+    scored = []
+
+    def nll(head, hidden_states, labels):
+        losses = chunked_head.chunked_nll(head, hidden_states, labels)
+        scored.append((len(labels), losses.requires_grad))
+        return losses
+
+    monkeypatch.setattr(scoring, "chunked_nll", nll)
+    trainer = make("simnpo", model, tokenizer, forget_rows, retain_rows, tmp_path, retain_loss_type=retain_loss_type)
     batch = trainer.data_collator([trainer.train_dataset[(i, i)] for i in range(4)])
-    logps, lengths, output = score_rows(trainer.model, trainer.model, batch)
-    num_labels = (batch["labels"] != -100).sum()
-    assert output.log_probs.numel() == num_labels == lengths.sum()
-    assert num_labels < batch["labels"].numel() / 2
-    assert logps.shape == lengths.shape == (8,)
+    trainer.compute_loss(trainer.model, dict(batch))
+    num_labels = [int((rows != -100).sum()) for rows in (batch["labels"], batch["labels"][4:])]
+    assert num_labels[0] < batch["labels"].numel() / 2
+    ungraded = num_labels[1] if retain_loss_type == "kl" else 0
+    reference = [(num_labels[1], False), (0, False)] if retain_loss_type == "kl" else []
+    assert scored == [*reference, (num_labels[0] - ungraded, True), (ungraded, False)]
 
 
 def test_data_workers_bf16_and_dropping_the_last_batch(model, tokenizer, forget_rows, retain_rows, tmp_path):

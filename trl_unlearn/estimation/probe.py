@@ -174,7 +174,7 @@ def _load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
     name = model_args.model_name_or_path
     try:
         return AutoTokenizer.from_pretrained(name, revision=model_args.model_revision)
-    except ValueError as error:  # a folder without one
+    except (ValueError, AttributeError) as error:  # a folder without one; transformers 4 stumbles over it
         raise OSError(f"{name} has no tokenizer: {_first_line(error)}") from error
 
 

@@ -46,7 +46,7 @@ GPUS = {
 }
 # The part of that speed that training steps of a few thousand tokens reach in PyTorch: an assumption, which is printed.
 UTILIZATION = 0.4
-# Beyond this a calibration would take minutes
+# Beyond this a micro-batch would take many seconds on a CPU
 MOST_FLOPS = 4e11
 
 
@@ -115,17 +115,19 @@ def _measure(
     probe: Probe, footprint: Footprint, batches: MicroBatches, flops: float, device: torch.device
 ) -> tuple[StepTime | None, str]:
     """
-    Times real steps with one layer and with a few, and continues the line to all of them.
+    Times real steps: with all layers if that takes seconds, else with one layer and with three, continued in a line to all.
 
     On a CPU with one thread, the time of the processor is taken: on a machine with other work, the clock would measure that
     as well.
     """
     num_layers = probe.config.get_text_config().num_hidden_layers
-    counts = sorted({1, min(3, num_layers)})
     mean = float(batches.tokens.mean())
     size = footprint.trainer.args.per_device_train_batch_size
-    if device.type == "cpu" and flops * mean > MOST_FLOPS:  # too long: fewer rows
-        size = max(int(size * MOST_FLOPS / (flops * mean)), 1)
+    counts = [num_layers]
+    if flops * mean > MOST_FLOPS:
+        counts = sorted({1, min(3, num_layers)})
+        if device.type == "cpu":
+            size = max(int(size * MOST_FLOPS / (flops * mean)), 1)
     measured = MicroBatches(footprint.trainer, size)
     pairs = measured.nearest(mean * size / footprint.trainer.args.per_device_train_batch_size)
     with torch.device("meta"):
@@ -142,19 +144,17 @@ def _measure(
     times: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
     started = time.perf_counter()
     # In turns, so that what else runs on the machine meets all alike
-    while len(times[1]) < 3 or (time.perf_counter() - started < 4 and len(times[1]) < 20):
+    while len(times[counts[0]]) < 3 or (time.perf_counter() - started < 4 and len(times[counts[0]]) < 20):
         for count, step in steps.items():
             times[count].append(step.run())
     micro_batch, optimizer = (
         _continued({count: median(run[part] for run in runs) for count, runs in times.items()}, num_layers)
         for part in (0, 1)
     )
-    micro_batch *= mean / steps[1].tokens
+    micro_batch *= mean / steps[counts[0]].tokens
     clock = "processor time" if _one_thread(device) else "by the clock"
-    how = (
-        f"measured here ({device.type}, {torch.get_num_threads()} thread(s), {clock}) with "
-        f"{' and '.join(map(str, counts))} of {num_layers} layers, continued to all"
-    )
+    layers = "all layers" if counts == [num_layers] else f"1 and {counts[-1]} of {num_layers} layers, continued to all"
+    how = f"measured here ({device.type}, {torch.get_num_threads()} thread(s), {clock}) with {layers}"
     return StepTime(micro_batch, optimizer), how
 
 

@@ -13,9 +13,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from .._trl import CHUNK_SIZES, TRITON_KERNELS, ChunkedDivergenceFunction, ChunkedLogProbFunction
+from ..trainer import scoring
+from ..trainer.chunked_head import ChunkedHeadFunction
 
 
 aten = torch.ops.aten
@@ -28,12 +30,13 @@ _INDEXING = {
     aten._index_put_impl_.default,
     aten._unsafe_index_put.default,
 }
-# What torch does not count: the CPU's attention, and the product over a mixture's experts, in which each row meets one
-_OPERATIONS = {
-    aten._grouped_mm: lambda left, right, *_, **__: 2 * left[-2] * left[-1] * right[-1],
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
-        *shapes[:4]
+# Operations of products, from shapes. Torch does not count the CPU's attention, and the product over a mixture's experts, in
+# which each row meets one.
+_OPERATIONS = flop_registry | {
+    aten._grouped_mm: shape_wrapper(lambda left, right, *_, **__: 2 * left[-2] * left[-1] * right[-1]),
+    aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(lambda *shapes, **_: sdpa_flop_count(*shapes[:3])),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
+        lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
     ),
 }
 # Real tensors are ids, labels and masks; beyond this size not even a mask is made.
@@ -53,6 +56,8 @@ class MemoryTrace(TorchDispatchMode):
             Bytes that are held now, by kind.
         most (`Counter`):
             Most bytes of each kind that were held since the last [`~MemoryTrace.reset_peak`].
+        flops (`int`):
+            Operations in matrix products and attention.
         peak (`float`):
             Most that was held at once in that time, each kind times its weight.
 
@@ -65,7 +70,7 @@ class MemoryTrace(TorchDispatchMode):
         super().__init__()
         self.weights = weights or {}
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._flop_counter = FlopCounterMode(display=False, custom_mapping=_OPERATIONS)
+        self.flops = 0
         self.held: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.peak = 0.0
@@ -74,19 +79,12 @@ class MemoryTrace(TorchDispatchMode):
         self._paused = False
 
     def __enter__(self) -> "MemoryTrace":
-        self._stack = ExitStack()
-        self._stack.enter_context(self.fake)
-        self._stack.enter_context(self._flop_counter)
+        self.fake.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exception) -> None:
         super().__exit__(*exception)
-        self._stack.__exit__(*exception)
-
-    @property
-    def flops(self) -> int:
-        """Operations in matrix products and attention since the context was last entered."""
-        return self._flop_counter.get_total_flops()
+        self.fake.__exit__(*exception)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -99,6 +97,8 @@ class MemoryTrace(TorchDispatchMode):
             if func in _INDEXING:
                 args = (args[0], _without_masks(args[1]), *args[2:])
             output = _in_bf16(func, args, kwargs) if func is aten._grouped_mm.default else func(*args, **kwargs)
+        if func.overloadpacket in _OPERATIONS:  # torch's own counter would keep what checkpointing frees
+            self.flops += _OPERATIONS[func.overloadpacket](*args, **kwargs, out_val=output)
         for value in tree_leaves(output):
             if isinstance(value, torch.Tensor) and id(value.untyped_storage()) not in self._storages:
                 self.count(value, self._kind)
@@ -169,7 +169,7 @@ class MemoryTrace(TorchDispatchMode):
     @contextmanager
     def lm_head(self, triton: bool, vocab_size: int) -> Iterator[None]:
         """
-        Counts what TRL's fused LM head makes as `"lm_head"`.
+        Counts what the LM head makes as `"lm_head"`: TRL's fused one, or that of the CPU.
 
         Args:
             triton (`bool`):
@@ -178,11 +178,12 @@ class MemoryTrace(TorchDispatchMode):
                 Number of tokens. Of a chunk's buffer that is wider, the CPU takes no more than is written.
         """
         with ExitStack() as stack:
-            for function in (ChunkedLogProbFunction, ChunkedDivergenceFunction):
+            for function in (ChunkedLogProbFunction, ChunkedDivergenceFunction, ChunkedHeadFunction):
                 for name in ("forward", "backward"):
                     inside = staticmethod(self._with(getattr(function, name), _kind="lm_head"))
                     stack.enter_context(_replaced(function, name, inside))
             if triton:
+                stack.enter_context(_replaced(scoring, "_in_chunks", lambda *_: False))
                 for module, names in TRITON_KERNELS.items():
                     for name in names:
                         uncounted = self._with(getattr(module, name), _paused=True)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .._trl import ChunkedDivergenceFunction
+from .chunked_head import Head, chunked_kl, chunked_nll
 
 
 # Entries of a batch that are not arguments of the model.
@@ -48,12 +49,14 @@ def score_rows(
     causal_lm: PreTrainedModel,
     inputs: dict[str, Any],
     on_hidden_states: Callable[[torch.Tensor], None] | None = None,
+    num_graded_rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """
     Log-probabilities of the labelled tokens, summed per row.
 
-    Off Triton, TRL's fused LM head projects every position to the vocabulary. Most positions are prompt or padding, so
-    a hook on the backbone hands on only those that predict a label.
+    Most positions are prompt or padding, so a hook on the backbone hands on only those that predict a label: to TRL's fused
+    LM head, which would else project every position where there is no Triton. On a CPU the hook scores them itself, and
+    hands on nothing.
 
     Args:
         model (`nn.Module`):
@@ -65,6 +68,8 @@ def score_rows(
         on_hidden_states (`Callable`, *optional*):
             Called with the backbone's hidden states, of shape `(batch, length, hidden size)`, while the parameters of
             the LM head are gathered.
+        num_graded_rows (`int`, *optional*):
+            Rows, from the first, whose log-probabilities need a gradient, where it costs less to know. If `None`, all.
 
     Returns:
         `tuple`: Log-probabilities in nats and numbers of labelled tokens, both of shape `(rows,)` and in fp32, and the
@@ -72,50 +77,45 @@ def score_rows(
     """
     predicts = label_positions(inputs)
     rows = row_of_positions(inputs)[:, 1:][predicts]
+    labels = inputs["labels"][:, 1:][predicts]
+    in_chunks = _in_chunks(causal_lm, labels.device)
+    token_nll: list[torch.Tensor] = []
 
     def keep_label_positions(module, args, output):
         hidden_states = output.last_hidden_state
         if on_hidden_states is not None:
             on_hidden_states(hidden_states)
-        output.last_hidden_state = take_positions(hidden_states, predicts).unsqueeze(0)
+        taken = take_positions(hidden_states, predicts)
+        if in_chunks:
+            head = lm_head(causal_lm)
+            num_graded = len(rows) if num_graded_rows is None else int((rows < num_graded_rows).sum())
+            token_nll.append(chunked_nll(head, taken[:num_graded], labels[:num_graded]))
+            with torch.no_grad():
+                token_nll.append(chunked_nll(head, taken[num_graded:], labels[num_graded:]))
+            taken = taken[:0]
+        output.last_hidden_state = taken.unsqueeze(0)
         return output
 
     with forward_hook(_backbone(causal_lm), keep_label_positions):
         output = model(
             **{key: value for key, value in inputs.items() if key not in _NOT_MODEL_INPUTS},
-            shift_labels=inputs["labels"][:, 1:][predicts].unsqueeze(0),
+            shift_labels=(labels[:0] if in_chunks else labels).unsqueeze(0),
             fused_lm_head=True,
             use_cache=False,
         )
-    token_logps = output.log_probs.squeeze(0).to(rows.device)
+    token_logps = -torch.cat(token_nll).float() if in_chunks else output.log_probs.squeeze(0).to(rows.device)
     zeros = torch.zeros(sum(inputs["num_rows"]), dtype=torch.float32, device=rows.device)
     return zeros.index_add(0, rows, token_logps), zeros.index_add(0, rows, torch.ones_like(token_logps)), output
+
+
+def _in_chunks(causal_lm: PreTrainedModel, device: torch.device) -> bool:
+    """Whether the chunked head takes the place of TRL's fused one, which knows soft-caps as well."""
+    return device.type == "cpu" and _softcap(causal_lm) is None
 
 
 def _backbone(causal_lm: PreTrainedModel) -> nn.Module:
     """What gives the hidden states. Some vision-language models of transformers 4 do not tell: there it is `model`."""
     return causal_lm.model if causal_lm.base_model is causal_lm else causal_lm.base_model
-
-
-class Head(NamedTuple):
-    """
-    What maps hidden states to logits: `softcap(scale * (hidden @ weight.T + bias))`.
-
-    Args:
-        weight (`torch.Tensor` of shape `(vocabulary, hidden size)`):
-            Weight of the LM head.
-        bias (`torch.Tensor` of shape `(vocabulary,)`, *optional*):
-            Its bias.
-        scale (`float`):
-            Factor of the logits.
-        softcap (`float`, *optional*):
-            Bound of the logits.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    scale: float
-    softcap: float | None
 
 
 def lm_head(causal_lm: PreTrainedModel) -> Head:
@@ -126,7 +126,11 @@ def lm_head(causal_lm: PreTrainedModel) -> Head:
         for parameter in (head.weight, head.bias)
     )
     config = causal_lm.config.get_text_config()
-    return Head(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+    return Head(weight, bias, _logit_scale(config), _softcap(causal_lm))
+
+
+def _softcap(causal_lm: PreTrainedModel) -> float | None:
+    return getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None)
 
 
 def _logit_scale(config: PretrainedConfig) -> float:
@@ -154,8 +158,10 @@ def token_kl(head: Head, hidden_states: torch.Tensor, ref_head: Head, ref_hidden
             Hidden states of the reference, of shape `(tokens, hidden size of the reference)`.
 
     Returns:
-        `torch.Tensor`: KL divergences in nats, of shape `(tokens,)`, in fp32.
+        `torch.Tensor`: KL divergences in nats, of shape `(tokens,)`, in fp32 or more.
     """
+    if hidden_states.device.type == "cpu" and head.softcap is None and ref_head.softcap is None:
+        return chunked_kl(head, hidden_states, ref_head, ref_hidden_states)
     kl, _ = ChunkedDivergenceFunction.apply(
         hidden_states,
         head.weight,

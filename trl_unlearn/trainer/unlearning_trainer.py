@@ -550,7 +550,13 @@ class UnlearningTrainer(SFTTrainer):
             retain_sums.append(zeros.index_add(0, rows, kl))
             retain_counts.append(zeros.index_add(0, rows, torch.ones_like(kl)))
 
-        logps, lengths, outputs = score_rows(model, self._causal_lm(model), inputs, add_kl if uses_kl else None)
+        logps, lengths, outputs = score_rows(
+            model,
+            self._causal_lm(model),
+            inputs,
+            add_kl if uses_kl else None,
+            num_graded_rows=first_retain if uses_kl else None,  # those of retain rows are then only logged
+        )
         if num_retain > 0 and not uses_kl:
             retain_sums, retain_counts = [-logps[first_retain:]], [lengths[first_retain:]]
 
