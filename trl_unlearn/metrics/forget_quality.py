@@ -5,7 +5,6 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln
-from scipy.stats import ks_2samp
 
 
 def forget_quality(truth_ratios: ArrayLike, retain_truth_ratios: ArrayLike) -> dict[str, float | int]:
@@ -32,6 +31,8 @@ def forget_quality(truth_ratios: ArrayLike, retain_truth_ratios: ArrayLike) -> d
     1.0
     ```
     """
+    from scipy.stats import ks_2samp  # half a second at the start of every command
+
     truth_ratios, retain_truth_ratios = np.asarray(truth_ratios), np.asarray(retain_truth_ratios)
     test = ks_2samp(truth_ratios, retain_truth_ratios)
     n, n_retain = len(truth_ratios), len(retain_truth_ratios)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 
 # A distribution over the vocabulary with one certain token has no spread. The same floor as in open-unlearning.
@@ -203,6 +202,8 @@ def membership_auc(forget_scores: ArrayLike, holdout_scores: ArrayLike) -> dict[
     {'auc': 0.875, 'n_forget': 2, 'n_holdout': 2}
     ```
     """
+    from scipy.stats import rankdata  # half a second at the start of every command
+
     forget_scores, holdout_scores = np.asarray(forget_scores), np.asarray(holdout_scores)
     n, m = len(forget_scores), len(holdout_scores)
     ranks = rankdata(np.concatenate([forget_scores, holdout_scores]))

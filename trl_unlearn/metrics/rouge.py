@@ -1,7 +1,6 @@
 """How much of the reference answer a generated answer repeats: its words, and the longest subsequence of them."""
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 
 
 def rouge_l(predictions: list[str], references: list[str], use_stemmer: bool = True) -> dict[str, float | list[float]]:
@@ -28,6 +27,8 @@ def rouge_l(predictions: list[str], references: list[str], use_stemmer: bool = T
     0.75
     ```
     """
+    from rouge_score.rouge_scorer import RougeScorer  # with nltk, half a second at the start of every command
+
     scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=use_stemmer)
     scores = [
         scorer.score(target=reference, prediction=prediction)
