@@ -9,8 +9,10 @@ from contextlib import closing
 import pytest
 import torch
 from factory import make_trainer
+from trl import ModelConfig
 
 from trl_unlearn import NPOConfig, NPOTrainer
+from trl_unlearn.scripts.unlearn import adapter_of
 from trl_unlearn.world import save_world
 
 
@@ -190,6 +192,14 @@ def test_small_steps_move_adapters_of_quantized_models(
 def test_quantized_weights_are_not_trained_themselves(quantization_config, train):
     with pytest.raises(ValueError, match="attach trainable adapters"):
         train(arguments={"quantization_config": quantization_config})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("q_proj", {"q_proj"}), ("all-linear", "all-linear"), (".*_proj", ".*_proj")]
+)
+def test_one_module_is_a_name_and_not_a_pattern(given, expected):
+    model_args = ModelConfig(use_peft=True, lora_target_modules=[given])
+    assert adapter_of(model_args).target_modules == expected
 
 
 @pytest.mark.slow

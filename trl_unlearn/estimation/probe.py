@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from ..data.pairing import UnlearningRows
-from ..scripts.unlearn import UnlearningScriptArguments, load_training_sets
+from ..scripts.unlearn import UnlearningScriptArguments, adapter_of, load_training_sets
 from ..trainer.plan import planning
 from ..trainer.unlearning_config import UnlearningConfig
 from ..trainer.unlearning_trainer import UnlearningTrainer
@@ -159,7 +159,7 @@ class Probe:
                 train_dataset=forget,
                 retain_dataset=retain,
                 processing_class=tokenizer,
-                peft_config=get_peft_config(self.model_args),
+                peft_config=adapter_of(self.model_args),
             )
         if trainer.args.gradient_checkpointing:  # as `Trainer.train` does
             kwargs = dict(trainer.args.gradient_checkpointing_kwargs or {})

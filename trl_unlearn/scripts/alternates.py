@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trl_unlearn.scripts.help import print_help
+from trl_unlearn.scripts.help import shows_help
 
 
 # Where its options are written down, for its help
@@ -286,8 +286,7 @@ def report_table(report: dict[str, Any]) -> "Table":  # noqa: F821
 
 
 def main() -> None:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print_help("alternates", __doc__.split("\n\n")[0].strip(), SOURCES)
+    if shows_help("alternates", __doc__.split("\n\n")[0].strip(), SOURCES):
         return
     from trl_unlearn.scripts.parsing import RecipeParser
 

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trl_unlearn.scripts.help import shows_help
+from trl_unlearn.scripts.unlearn import sources_of
+
 
 METHODS = {"npo": "NPO", "simnpo": "SimNPO", "altpo": "AltPO"}
 
@@ -123,23 +126,9 @@ def _has_gpu() -> bool:
 
 
 def main() -> None:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        from trl_unlearn.scripts.help import CONFIG_CLASSES, print_help
-
-        print_help(
-            "estimate",
-            "Memory and time of a recipe before it is run, from shapes alone: nothing is trained, and no weights are "
-            "downloaded.",
-            {
-                "Estimate": [("trl_unlearn.scripts.estimate", "EstimateScriptArguments")],
-                "Training": [
-                    ("trl_unlearn.scripts.unlearn", "UnlearningScriptArguments"),
-                    ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),
-                ],
-                "Model and adapter": [("trl.trainer.model_config", "ModelConfig")],
-                "Other options": CONFIG_CLASSES,
-            },
-        )
+    sources = {"Estimate": [("trl_unlearn.scripts.estimate", "EstimateScriptArguments")], **sources_of(None)}
+    description = "Memory and time of a recipe before it is run, from shapes alone: nothing is trained, no weights are downloaded."
+    if shows_help("estimate", description, sources):
         return
     import json
 

@@ -13,12 +13,11 @@ Writes into `_evaluation/` of the output directory: `evaluation.json` with every
 Killed and started again, it goes on where it stopped.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_unlearn.evaluation.arguments import EvaluationArguments
-from trl_unlearn.scripts.help import print_help
+from trl_unlearn.scripts.help import shows_help
 
 
 # Where its options are written down, for its help
@@ -127,8 +126,7 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
 
 
 def main() -> None:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print_help("evaluate", __doc__.split("\n\n")[0].strip(), SOURCES)
+    if shows_help("evaluate", __doc__.split("\n\n")[0].strip(), SOURCES):
         return
     from trl_unlearn.scripts.parsing import RecipeParser
 

@@ -8,6 +8,7 @@ they are read from the source files, where each class says in its docstring whic
 import ast
 import re
 import shutil
+import sys
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,9 +130,9 @@ def _text(node: ast.expr) -> str:
     return ast.unparse(node)
 
 
-def print_help(command: str, description: str, sources: Sources) -> None:
+def shows_help(command: str, description: str, sources: Sources) -> bool:
     """
-    Prints what a command does and its options, one group after the other.
+    Prints what a command does and its options, one group after the other, if the command line asks for it.
 
     Args:
         command (`str`):
@@ -140,7 +141,12 @@ def print_help(command: str, description: str, sources: Sources) -> None:
             What it does.
         sources (`dict[str, list[tuple[str, str]]]`):
             What [`options_of`] takes.
+
+    Returns:
+        `bool`: Whether it was asked for.
     """
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return False
     width = min(shutil.get_terminal_size().columns, 119)
     groups: dict[str, list[Option]] = {}
     for option in options_of(sources).values():
@@ -159,3 +165,4 @@ def print_help(command: str, description: str, sources: Sources) -> None:
                 text = " ".join(option.help.replace("%%", "%").split())
                 lines.append(textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
     print("\n".join(lines))
+    return True

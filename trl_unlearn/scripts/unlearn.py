@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..evaluation.arguments import EvaluationArguments
-from .help import CONFIG_CLASSES, print_help
+from .help import CONFIG_CLASSES, shows_help
 
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def make_trainer(
         [`UnlearningTrainer`]: Ready to train, with its evaluation and its recipe.
     """
     from transformers import AutoTokenizer
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_quantization_config
 
     from ..hub.recipe import build_recipe
     from ..trainer.publication import base_of, without_private_names
@@ -238,7 +238,7 @@ def make_trainer(
         processing_class=script_args.tokenizer_name_or_path
         and AutoTokenizer.from_pretrained(script_args.tokenizer_name_or_path),
         quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
+        peft_config=adapter_of(model_args),
     )
     if script_args.eval_benchmark is not None:
         from ..evaluation.callback import UnlearningEvalCallback
@@ -339,25 +339,36 @@ def let_gloo_finish(num_processes: int) -> None:
         time.sleep(0.5)
 
 
-def sources_of(method: str) -> dict[str, list[tuple[str, str]]]:
-    """Where the options of a training command are written down, for its help."""
+def adapter_of(model_args: "ModelConfig") -> "PeftConfig | None":  # noqa: F821
+    """The adapter that is asked for. TRL hands on a single module as text, which PEFT would read as a regular expression."""
+    from trl import get_peft_config
+
+    modules = model_args.lora_target_modules
+    if isinstance(modules, str) and modules != "all-linear" and modules.isidentifier():
+        model_args = replace(model_args)  # whose `__post_init__` would undo this
+        model_args.lora_target_modules = [modules]
+    return get_peft_config(model_args)
+
+
+def sources_of(method: str | None) -> dict[str, list[tuple[str, str]]]:
+    """Where the options of a training command are written down, for its help; without a method, those that all have."""
+    own = [(f"trl_unlearn.trainer.{method.lower()}_config", f"{method}Config")] if method is not None else []
     return {
         "Training": [
             ("trl_unlearn.scripts.unlearn", "UnlearningScriptArguments"),
             ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),
         ],
         "Model and adapter": [("trl.trainer.model_config", "ModelConfig")],
-        "Other options": [(f"trl_unlearn.trainer.{method.lower()}_config", f"{method}Config"), *CONFIG_CLASSES],
+        "Other options": [*own, *CONFIG_CLASSES],
     }
 
 
 def main(method: str) -> None:
     """Parses the command line (`--config file.yaml`, flags win) and runs the trainer of `method`, as `"NPO"`."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        description = (
-            f"Unlearns with {method}: trains a model or an adapter, evaluates it, saves it, and pushes it if asked."
-        )
-        print_help(method.lower(), description, sources_of(method))
+    description = (
+        f"Unlearns with {method}: trains a model or an adapter, evaluates it, saves it, and pushes it if asked."
+    )
+    if shows_help(method.lower(), description, sources_of(method)):
         return
     from trl import ModelConfig
 
