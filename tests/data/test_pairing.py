@@ -289,6 +289,33 @@ def test_a_collator_of_ones_own_sees_ids_and_labels_only(examples):
     assert batch["mine"] == "kept" and batch["num_rows"] == (3, 3, 3)
 
 
+@pytest.mark.parametrize("num_retain", [0, 300])
+def test_buckets_change_the_order_of_the_pairs_and_nothing_else(num_retain):
+    rng = np.random.default_rng(0)
+    lengths = {"forget": rng.integers(5, 200, 403)}
+    if num_retain:
+        lengths["retain"] = rng.integers(5, 200, num_retain)
+
+    def padded(pairs):
+        longest = [max(of_role[pair[i]] for i, of_role in enumerate(lengths.values())) for pair in pairs]
+        return sum(4 * max(longest[start : start + 4]) for start in range(0, len(pairs) - 3, 4))
+
+    epochs = []
+    for number in range(2):
+        plain, bucketed = (
+            PairSampler(403, num_retain, 1),
+            PairSampler(403, num_retain, 1, lengths=lengths, bucket_size=4),
+        )
+        plain.epoch = bucketed.epoch = number
+        epochs.append((list(plain), list(bucketed)))
+        assert sorted(epochs[-1][0]) == sorted(epochs[-1][1]) and list(bucketed) == epochs[-1][1]
+        assert padded(epochs[-1][1]) < 0.8 * padded(epochs[-1][0])
+    batches = [{frozenset(pairs[start : start + 4]) for start in range(0, 400, 4)} for _, pairs in epochs]
+    assert len(batches[0] & batches[1]) < 5  # other rows together in each epoch
+    firsts = [max(lengths["forget"][pair[0]] for pair in pairs[:4]) for _, pairs in epochs]
+    assert firsts[0] != firsts[1]  # and batches in another order
+
+
 @pytest.mark.parametrize(("num_forget", "batch_size", "processes"), [(11, 8, 2), (2, 8, 4), (16, 8, 2), (17, 12, 3)])
 def test_a_filled_up_batch_has_the_mean_of_its_real_pairs(num_forget, batch_size, processes):
     """Each pair comes once, and the processes' sums of shares, averaged, weigh the real pairs alike."""

@@ -200,6 +200,24 @@ def test_only_label_positions_reach_the_lm_head(
     assert scored == [*reference, (num_labels[0] - ungraded, True), (ungraded, False)]
 
 
+def test_buckets_have_less_padding_and_the_same_pairs(model, tokenizer, forget_rows, retain_rows, tmp_path):
+    epochs = {}
+    for bucket_by_length in (False, True):
+        trainer = make(
+            "npo", model, tokenizer, forget_rows, retain_rows, tmp_path,
+            bucket_by_length=bucket_by_length, per_device_train_batch_size=2,
+        )  # fmt: skip
+        batches = list(trainer.get_train_dataloader())
+        rows = sorted(
+            tuple(ids[mask.bool()].tolist())
+            for batch in batches
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        )
+        epochs[bucket_by_length] = rows, sum(batch["input_ids"].numel() for batch in batches)
+    assert epochs[True][0] == epochs[False][0]
+    assert epochs[True][1] < epochs[False][1]
+
+
 def test_data_workers_bf16_and_dropping_the_last_batch(model, tokenizer, forget_rows, retain_rows, tmp_path):
     """Options of TrainingArguments that could come between the pairs and the model."""
     losses = []

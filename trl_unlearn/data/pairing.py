@@ -10,6 +10,10 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 
+# Batches that are sorted by length together
+_BUCKETS = 50
+
+
 class UnlearningRows(torch.utils.data.Dataset):
     """
     Forget, alternate and retain rows under one index.
@@ -43,6 +47,17 @@ class UnlearningRows(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(next(part for part in (self.alternate, self.forget, self.retain) if part is not None))
+
+    def lengths(self) -> dict[str, np.ndarray]:
+        """Tokens of each row, by role and position in a pair: an AltPO pair is an alternate, with its forget row."""
+        lengths = {
+            role: np.array([len(ids) for ids in rows["input_ids"]])
+            for role in ("forget", "alternate", "retain")
+            if (rows := getattr(self, role)) is not None
+        }
+        if self.owners is not None:
+            lengths["forget"] = lengths["forget"][self.owners]
+        return lengths
 
     def __getitem__(self, index: int | tuple[int, int | None] | tuple[int, int | None, float]) -> dict[str, Any]:
         forget_index, retain_index, *share = index if isinstance(index, tuple) else (index, index)
@@ -87,6 +102,10 @@ class PairSampler(Sampler[tuple]):
             Pairs of a batch on all processes together, if the last batch is to be filled up.
         num_processes (`int`, *optional*, defaults to `1`):
             Number of processes.
+        lengths (`dict[str, np.ndarray]`, *optional*):
+            What [`UnlearningRows.lengths`] gives, if pairs of about the same length are to be in one batch.
+        bucket_size (`int`, *optional*, defaults to `1`):
+            Pairs of such a batch, on all processes together.
     """
 
     def __init__(
@@ -97,6 +116,8 @@ class PairSampler(Sampler[tuple]):
         pairing: str = "fresh",
         batch_size: int = 1,
         num_processes: int = 1,
+        lengths: dict[str, np.ndarray] | None = None,
+        bucket_size: int = 1,
     ):
         self.num_forget = num_forget
         self.num_retain = num_retain
@@ -105,6 +126,8 @@ class PairSampler(Sampler[tuple]):
         self.num_last = num_forget % batch_size
         self.num_missing = -num_forget % batch_size
         self.num_processes = num_processes
+        self.lengths = lengths
+        self.bucket_size = bucket_size
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -125,11 +148,35 @@ class PairSampler(Sampler[tuple]):
             }
             retain = [int(walks[walk][offset]) for walk, offset in zip(rounds, offsets, strict=True)]
         pairs = list(zip(forget.tolist(), retain, strict=True))
+        if self.lengths is not None:
+            pairs = self._in_buckets(pairs)
         if self.num_missing == 0:
             return iter(pairs)
         first_last = self.num_forget - self.num_last
         last = [(*pair, self.num_processes / self.num_last) for pair in pairs[first_last:]]
         return iter([*pairs[:first_last], *last, *[(*pairs[0], 0.0)] * self.num_missing])
+
+    def _in_buckets(self, pairs: list[tuple]) -> list[tuple]:
+        """
+        The same pairs, in batches of about the same length, in random order; an incomplete batch stays the last.
+
+        A pair is as long as its longest row, since they are padded alike. Only some tens of batches are sorted together, so
+        that those of a large forget set are not always the same.
+        """
+        positions = {"forget": [forget for forget, _ in pairs], "retain": [retain for _, retain in pairs]}
+        positions["alternate"] = positions["forget"]
+        longest = np.max([lengths[positions[role]] for role, lengths in self.lengths.items()], axis=0)
+        size = self.bucket_size
+        order = [
+            index
+            for start in range(0, len(pairs), _BUCKETS * size)
+            for index in start + np.argsort(-longest[start : start + _BUCKETS * size], kind="stable")
+        ]
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        num_whole = len(order) // size
+        shuffled = np.random.default_rng([self.seed, 2, self.epoch]).permutation(num_whole)
+        batches[:num_whole] = [batches[index] for index in shuffled]
+        return [pairs[index] for batch in batches for index in batch]
 
 
 def _fixed_partner(forget_index: int, num_retain: int) -> int:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from ..data.pairing import PairSampler
-from ..trainer.plan import lengths_of
 from ..trainer.unlearning_trainer import UnlearningTrainer
 
 
@@ -35,12 +34,14 @@ class MicroBatches:
 
     def __init__(self, trainer: UnlearningTrainer, batch_size: int):
         args, rows = trainer.args, trainer.train_dataset
-        lengths = lengths_of(rows)
+        lengths = rows.lengths()
         sampler = PairSampler(
             len(rows),
             len(rows.retain or ()),
             args.data_seed if args.data_seed is not None else args.seed,
             args.pairing,
+            lengths=lengths if args.bucket_by_length else None,
+            bucket_size=batch_size,
         )
         self.pairs: list[Pairs] = []
         for sampler.epoch in range(max(ceil(args.num_train_epochs), 1)):

@@ -3,13 +3,11 @@
 from math import ceil
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..data.collator import ROLES
-from ..data.pairing import UnlearningRows
 from .publication import base_of, default_repo_name, method_of
 from .unlearning_trainer import UnlearningTrainer
 
@@ -36,18 +34,6 @@ def planning(trainer_class: type[UnlearningTrainer]) -> type[UnlearningTrainer]:
     return PlanningTrainer
 
 
-def lengths_of(rows: UnlearningRows) -> dict[str, np.ndarray]:
-    """Tokens of every row, by role; of forget rows, one a pair."""
-    lengths = {
-        role: np.array([len(ids) for ids in part["input_ids"]])
-        for role in ROLES
-        if (part := getattr(rows, role)) is not None
-    }
-    if rows.owners is not None:
-        lengths["forget"] = lengths["forget"][rows.owners]
-    return lengths
-
-
 def plan_of(trainer: UnlearningTrainer) -> dict[str, Any]:
     """
     The numbers of a run that has not begun.
@@ -69,7 +55,7 @@ def plan_of(trainer: UnlearningTrainer) -> dict[str, Any]:
     steps = args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * steps_per_epoch)
     epochs = steps / steps_per_epoch
     tokens = sum(
-        lengths.mean() * len(rows) for lengths in lengths_of(rows).values()
+        lengths.mean() * len(rows) for lengths in rows.lengths().values()
     )  # of retain rows, those of the mean
     num_rows = {role: len(getattr(rows, role) or ()) for role in ROLES}
     parameters = list(trainer.model.parameters())

@@ -49,6 +49,10 @@ class UnlearningConfig(SFTConfig):
             Which retain row comes with a forget row. `"fresh"`: another one each time, walking through the retain set
             without replacement across epochs. `"fixed"`: the same one in every epoch, as in the NPO and SimNPO authors'
             code.
+        bucket_by_length (`bool`, *optional*, defaults to `False`):
+            Whether pairs of about the same length come in one batch, which then has less padding: on TOFU a fifth fewer
+            tokens in batches of 8 pairs. The pairs of an epoch and the loss of each row stay the same, but which rows share
+            a step becomes less random.
 
         > Parameters that control the loss
 
@@ -162,6 +166,14 @@ class UnlearningConfig(SFTConfig):
             "help": "Which retain row comes with a forget row: 'fresh', another one each time, or 'fixed', the same one "
             "in every epoch.",
             "choices": ["fresh", "fixed"],
+        },
+    )
+
+    bucket_by_length: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether pairs of about the same length come in one batch, which then has less padding. The pairs of an "
+            "epoch stay the same."
         },
     )
 

@@ -375,6 +375,8 @@ class UnlearningTrainer(SFTTrainer):
             self.args.pairing,
             batch_size if fills_up else 1,
             processes,
+            lengths=rows.lengths() if self.args.bucket_by_length else None,
+            bucket_size=batch_size,
         )
         self.remove_callback(PairSamplerCallback)
         self.add_callback(PairSamplerCallback(sampler))
