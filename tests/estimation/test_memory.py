@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import trl.kernels.chunked_divergence
 import trl.trainer.utils
+from packaging.version import Version
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig
 
@@ -85,6 +87,10 @@ def test_mixture_of_experts(estimated, tmp_path):
         num_attention_heads=2, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
+    if Version(transformers.__version__) < Version("5.0.0"):
+        with pytest.raises(SystemExit, match="MixtralForCausalLM.*depend on the data.*Use transformers 5"):
+            estimated("--model_name_or_path", str(tmp_path), "--tokens_per_row", "20")
+        return
     result = estimated("--model_name_or_path", str(tmp_path), "--tokens_per_row", "20")
     attention, expert = 4 * 32 * 32, 3 * 32 * 64
     layer = attention + 4 * expert + 4 * 32 + 2 * 32  # with router and norms

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from trl import ModelConfig
 
 from ..scripts.unlearn import UnlearningScriptArguments
@@ -110,7 +111,14 @@ def estimate(
         # What is sharded computes with weights in 16 bits; else autocast casts those in fp32
         trainer = probe.trainer("meta", dtype=autocast_dtype if sharding.strategy in ("fsdp", "zero") else None)
         footprint = Footprint(trainer, model_args, sharding, autocast_dtype, on_gpu=gpu is not None)
-        memory = footprint.estimate(training_args.per_device_train_batch_size)
+        try:
+            memory = footprint.estimate(training_args.per_device_train_batch_size)
+        except DynamicOutputShapeException as error:
+            raise ValueError(
+                f"`{type(trainer._causal_lm(trainer.model)).__name__}` computes with shapes that depend on the data, as "
+                "mixtures of experts do in transformers 4, and cannot be estimated from shapes alone. Use transformers 5, or "
+                "measure a short run with `max_steps=3`."
+            ) from error
         flops = memory.flops / memory.tokens  # per token of a micro-batch
         batches = MicroBatches(trainer, training_args.per_device_train_batch_size)
         verdict = None
