@@ -30,8 +30,9 @@ def test_flags_win_over_the_file(parse):
 
 
 def test_a_flag_unsets_what_the_file_sets(parse):
-    arguments = parse(*REQUIRED, "--retain_logs", "none", config="eval_benchmark: tofu\nretain_logs: auto\n")
-    assert arguments.retain_logs is None
+    config = "eval_benchmark: tofu\nretain_logs: auto\neval_compat: tofu\n"
+    arguments = parse(*REQUIRED, "--retain_logs", "none", "--eval_compat", "none", config=config)
+    assert arguments.retain_logs is arguments.eval_compat is None
 
 
 def test_one_value_for_a_list(parse):

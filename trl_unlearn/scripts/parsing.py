@@ -28,8 +28,13 @@ class RecipeParser(TrlParser):
     def __init__(self, dataclass_types: type | Iterable[type]):
         super().__init__(dataclass_types, allow_abbrev=False)
         for action in self._actions:
-            if action.type is str and action.default is None and action.nargs is None and not action.required:
-                action.type = _text_or_none  # as TRL has it for numbers, so that a flag can unset what the file sets
+            # As TRL has it for numbers, so that a flag can unset what the file sets
+            if action.default is not None or action.nargs is not None or action.required:
+                continue
+            if action.choices is not None:
+                action.type, action.choices = _text_or_none, [*action.choices, None]
+            elif action.type is str:
+                action.type = _text_or_none
 
     def parse(self, args: Iterable[str] | None = None) -> tuple[Any, ...]:
         """
