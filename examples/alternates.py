@@ -75,7 +75,7 @@ if options.tofu is None:
     # the alternates that the world comes with are not used
     rows["forget"] = [{key: row[key] for key in row if key != "alternates"} for row in rows["forget"]]
     requests = [request(row, other_answer(row)) for row in rng.sample(rows["retain"], 448)]
-    rows["instructed"] = rows["full"] + requests
+    rows["instructed"] = [{key: row[key] for key in ("question", "answer")} for row in rows["full"]] + requests
     title = "The embedded world, with requests for alternates"
 else:
     # the last 10 of 200 authors, of 20 questions each; forget01 are the last two

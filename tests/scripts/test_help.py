@@ -39,7 +39,7 @@ def test_options_and_defaults_are_those_of_the_parser(method):
     assert compared > 150
     groups = list(dict.fromkeys(option.group for option in options.values()))
     assert groups[0] == "Training data"
-    assert groups.index("Model and adapter") < groups.index("Loss") < groups.index("Dataloader")
+    assert groups.index("Model and adapter") < groups.index("Loss")
 
 
 @pytest.mark.parametrize("command", ["npo", "evaluate"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .._trl import ChunkedDivergenceFunction
@@ -104,6 +105,9 @@ def score_rows(
             use_cache=False,
         )
     token_logps = -torch.cat(token_nll).float() if in_chunks else output.log_probs.squeeze(0).to(rows.device)
+    if in_chunks and isinstance(model, FSDPModule):
+        # FSDP gathers the weights for the backward when the gradient of an output arrives: of one without elements, here
+        token_logps = token_logps + output.log_probs.sum()
     zeros = torch.zeros(sum(inputs["num_rows"]), dtype=torch.float32, device=rows.device)
     return zeros.index_add(0, rows, token_logps), zeros.index_add(0, rows, torch.ones_like(token_logps)), output
 
