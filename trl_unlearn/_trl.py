@@ -14,7 +14,6 @@ from trl.trainer.utils import (
     disable_dropout_in_model,
     get_config_model_id,
     global_then_local_main_first,
-    maybe_gather_lm_head_ctx,
     use_adapter,
 )
 
@@ -38,7 +37,6 @@ __all__ = [
     "disable_gradient_checkpointing",
     "get_config_model_id",
     "global_then_local_main_first",
-    "maybe_gather_lm_head_ctx",
     "prepare_deepspeed",
     "prepare_fsdp",
     "use_adapter",

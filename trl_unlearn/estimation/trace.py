@@ -183,7 +183,7 @@ class MemoryTrace(TorchDispatchMode):
                     inside = staticmethod(self._with(getattr(function, name), _kind="lm_head"))
                     stack.enter_context(_replaced(function, name, inside))
             if triton:
-                stack.enter_context(_replaced(scoring, "_in_chunks", lambda *_: False))
+                stack.enter_context(_replaced(scoring, "scores_in_chunks", lambda *_: False))
                 for module, names in TRITON_KERNELS.items():
                     for name in names:
                         uncounted = self._with(getattr(module, name), _paused=True)

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import torch
 
-from .._trl import maybe_gather_lm_head_ctx
-
 
 # Of logits. On a CPU, where the model itself takes gigabytes, few batches have more label positions than fit.
 CHUNK_BYTES = 2**28
@@ -88,8 +86,7 @@ def chunked_kl(
 
     def to_gradient(logits: torch.Tensor, rows: slice) -> torch.Tensor:
         ref_probs = torch.empty_like(logits)
-        with maybe_gather_lm_head_ctx(ref_head.weight, ref_head.bias):
-            _write_logits(ref_probs, ref_hidden_states[rows].to(dtype), ref_weight.to(dtype), ref_bias, ref_head.scale)
+        _write_logits(ref_probs, ref_hidden_states[rows].to(dtype), ref_weight.to(dtype), ref_bias, ref_head.scale)
         gap = ref_probs - logits
         ref_normalizer = _to_probs(ref_probs)
         kl = torch.linalg.vecdot(ref_probs, gap) - ref_normalizer + _to_probs(logits)
@@ -128,20 +125,19 @@ class ChunkedHeadFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_states, weight, bias, scale, dtype, to_gradient):
         needs_hidden_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        with maybe_gather_lm_head_ctx(weight, bias):
-            head, hidden = weight.to(dtype), hidden_states.to(dtype)
-            chunk = _empty_chunk(hidden, head)
-            losses = chunk.new_empty(len(hidden))
-            # The gradient through a frozen head is known now, but for a factor: the logits are needed once.
-            is_trained = needs_weight or needs_bias
-            direction = torch.empty_like(hidden) if needs_hidden_states and not is_trained else None
-            start = 0
-            for start in range(0, len(hidden), len(chunk)):
-                rows = slice(start, min(start + len(chunk), len(hidden)))
-                tile = _write_logits(chunk[: rows.stop - start], hidden[rows], head, bias, scale)
-                losses[rows] = to_gradient(tile, rows)
-                if direction is not None:
-                    torch.mm(tile.to(dtype), head, out=direction[rows])
+        head, hidden = weight.to(dtype), hidden_states.to(dtype)
+        chunk = _empty_chunk(hidden, head)
+        losses = chunk.new_empty(len(hidden))
+        # The gradient through a frozen head is known now, but for a factor: the logits are needed once.
+        is_trained = needs_weight or needs_bias
+        direction = torch.empty_like(hidden) if needs_hidden_states and not is_trained else None
+        start = 0
+        for start in range(0, len(hidden), len(chunk)):
+            rows = slice(start, min(start + len(chunk), len(hidden)))
+            tile = _write_logits(chunk[: rows.stop - start], hidden[rows], head, bias, scale)
+            losses[rows] = to_gradient(tile, rows)
+            if direction is not None:
+                torch.mm(tile.to(dtype), head, out=direction[rows])
         ctx.scale, ctx.dtype, ctx.to_gradient, ctx.direction = scale, dtype, to_gradient, direction
         ctx.chunk, ctx.last_start = (chunk, start) if is_trained else (None, None)
         ctx.save_for_backward(hidden_states, weight, bias)
@@ -155,23 +151,22 @@ class ChunkedHeadFunction(torch.autograd.Function):
             return (ctx.direction * factors).to(hidden_states.dtype), None, None, None, None, None
         needs_hidden_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
-        with maybe_gather_lm_head_ctx(weight, bias):
-            head, hidden = weight.to(ctx.dtype), hidden_states.to(ctx.dtype)
-            chunk = _empty_chunk(hidden, head) if ctx.chunk is None else ctx.chunk
-            grad_hidden = torch.empty_like(hidden) if needs_hidden_states else None
-            for start in reversed(range(0, max(len(hidden), 1), len(chunk))):
-                rows = slice(start, min(start + len(chunk), len(hidden)))
-                tile = chunk[: rows.stop - start]
-                if start != ctx.last_start:
-                    ctx.to_gradient(_write_logits(tile, hidden[rows], head, bias, ctx.scale), rows)
-                tile *= factors[rows]
-                if needs_bias:
-                    grad_bias = _add(grad_bias, tile.sum(0))
-                tile = tile.to(ctx.dtype)
-                if needs_hidden_states:
-                    torch.mm(tile, head, out=grad_hidden[rows])
-                if needs_weight:
-                    grad_weight = _add_product(grad_weight, tile.t(), hidden[rows])
+        head, hidden = weight.to(ctx.dtype), hidden_states.to(ctx.dtype)
+        chunk = _empty_chunk(hidden, head) if ctx.chunk is None else ctx.chunk
+        grad_hidden = torch.empty_like(hidden) if needs_hidden_states else None
+        for start in reversed(range(0, max(len(hidden), 1), len(chunk))):
+            rows = slice(start, min(start + len(chunk), len(hidden)))
+            tile = chunk[: rows.stop - start]
+            if start != ctx.last_start:
+                ctx.to_gradient(_write_logits(tile, hidden[rows], head, bias, ctx.scale), rows)
+            tile *= factors[rows]
+            if needs_bias:
+                grad_bias = _add(grad_bias, tile.sum(0))
+            tile = tile.to(ctx.dtype)
+            if needs_hidden_states:
+                torch.mm(tile, head, out=grad_hidden[rows])
+            if needs_weight:
+                grad_weight = _add_product(grad_weight, tile.t(), hidden[rows])
         # Overwritten, and not to be held while the backward goes on: a second one makes it anew
         ctx.chunk = ctx.last_start = None
         grads = (grad_hidden, hidden_states), (grad_weight, weight), (grad_bias, bias)

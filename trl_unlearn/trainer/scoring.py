@@ -79,7 +79,7 @@ def score_rows(
     predicts = label_positions(inputs)
     rows = row_of_positions(inputs)[:, 1:][predicts]
     labels = inputs["labels"][:, 1:][predicts]
-    in_chunks = _in_chunks(causal_lm, labels.device)
+    in_chunks = scores_in_chunks(model, causal_lm, labels.device)
     token_nll: list[torch.Tensor] = []
 
     def keep_label_positions(module, args, output):
@@ -105,16 +105,17 @@ def score_rows(
             use_cache=False,
         )
     token_logps = -torch.cat(token_nll).float() if in_chunks else output.log_probs.squeeze(0).to(rows.device)
-    if in_chunks and isinstance(model, FSDPModule):
-        # FSDP gathers the weights for the backward when the gradient of an output arrives: of one without elements, here
-        token_logps = token_logps + output.log_probs.sum()
     zeros = torch.zeros(sum(inputs["num_rows"]), dtype=torch.float32, device=rows.device)
     return zeros.index_add(0, rows, token_logps), zeros.index_add(0, rows, torch.ones_like(token_logps)), output
 
 
-def _in_chunks(causal_lm: PreTrainedModel, device: torch.device) -> bool:
-    """Whether the chunked head takes the place of TRL's fused one, which knows soft-caps as well."""
-    return device.type == "cpu" and _softcap(causal_lm) is None
+def scores_in_chunks(model: nn.Module, causal_lm: PreTrainedModel, device: torch.device) -> bool:
+    """
+    Whether the chunked head takes the place of TRL's fused one, which knows soft-caps, and weights that are sharded: those
+    are gathered for the backward of what the model returns, and the chunked head's losses do not pass through there.
+    """
+    sharded = isinstance(model, FSDPModule) or hasattr(causal_lm.get_output_embeddings().weight, "ds_tensor")
+    return device.type == "cpu" and _softcap(causal_lm) is None and not sharded
 
 
 def _backbone(causal_lm: PreTrainedModel) -> nn.Module:
@@ -147,7 +148,9 @@ def _logit_scale(config: PretrainedConfig) -> float:
     return 1.0
 
 
-def token_kl(head: Head, hidden_states: torch.Tensor, ref_head: Head, ref_hidden_states: torch.Tensor) -> torch.Tensor:
+def token_kl(
+    head: Head, hidden_states: torch.Tensor, ref_head: Head, ref_hidden_states: torch.Tensor, in_chunks: bool = False
+) -> torch.Tensor:
     """
     KL(reference ‖ model) of next-token distributions, without either model's full logits.
 
@@ -160,11 +163,13 @@ def token_kl(head: Head, hidden_states: torch.Tensor, ref_head: Head, ref_hidden
             LM head of the reference; no gradient flows to it.
         ref_hidden_states (`torch.Tensor`):
             Hidden states of the reference, of shape `(tokens, hidden size of the reference)`.
+        in_chunks (`bool`, *optional*, defaults to `False`):
+            What [`scores_in_chunks`] says.
 
     Returns:
         `torch.Tensor`: KL divergences in nats, of shape `(tokens,)`, in fp32 or more.
     """
-    if hidden_states.device.type == "cpu" and head.softcap is None and ref_head.softcap is None:
+    if in_chunks:
         return chunked_kl(head, hidden_states, ref_head, ref_hidden_states)
     kl, _ = ChunkedDivergenceFunction.apply(
         hidden_states,

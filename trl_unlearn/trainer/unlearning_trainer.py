@@ -56,7 +56,7 @@ from ..hub.push import (
 from ..hub.recipe import RECIPE_FILE
 from ..hub.results import hub_id, save_results
 from .publication import base_of, collect, commit_of_model, default_repo_name, recipe_of, source_of
-from .scoring import label_positions, lm_head, row_of_positions, score_rows, take_positions, token_kl
+from .scoring import label_positions, lm_head, row_of_positions, score_rows, scores_in_chunks, take_positions, token_kl
 from .unlearning_config import UnlearningConfig
 
 
@@ -546,6 +546,8 @@ class UnlearningTrainer(SFTTrainer):
                 take_positions(hidden_states, positions),
                 ref_head,
                 take_positions(ref_hidden_states[0], ref_positions),
+                in_chunks=ref_head.softcap is None
+                and scores_in_chunks(model, self._causal_lm(model), hidden_states.device),
             )
             rows = rows[positions].to(kl.device)
             zeros = torch.zeros(num_retain, dtype=torch.float32, device=kl.device)
