@@ -9,11 +9,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import accelerate
 import numpy as np
 import torch
 from accelerate.utils import DynamoBackend, fsdp2_prepare_model, is_peft_model
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi, ModelCard
+from packaging.version import Version
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
@@ -229,6 +231,8 @@ class UnlearningTrainer(SFTTrainer):
             raise ValueError(
                 "FSDP version 1 is not supported. Set `fsdp_version: 2`, as in `recipes/accelerate/fsdp2.yaml`."
             )
+        if args.load_best_model_at_end:
+            self._check_that_fsdp_loads_adapters()
         self.data_collator = UnlearningCollator(self.data_collator)
         if isinstance(model, str):
             revision = (args.model_init_kwargs or {}).get("revision")
@@ -732,6 +736,17 @@ class UnlearningTrainer(SFTTrainer):
     def train(self, *args, **kwargs) -> TrainOutput:
         self._model_card = None  # what is built after training has its results
         return super().train(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._check_that_fsdp_loads_adapters()
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _check_that_fsdp_loads_adapters(self) -> None:
+        if self.is_fsdp_enabled and is_peft_model(self.model) and Version(accelerate.__version__) < Version("1.15.0"):
+            raise ValueError(
+                f"accelerate {accelerate.__version__} does not load adapters from FSDP checkpoints: training would go on from "
+                "a new one, without a word. Install accelerate 1.15.0 or later."
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
