@@ -24,7 +24,7 @@ _SECTIONS = {
     "Data": (
         "dataset_name", "forget_config", "forget_split", "retain_dataset_name", "retain_config", "retain_split",
         "forget_mixture", "retain_mixture", "alternates_dataset_name", "alternates_config", "alternates_split",
-        "alternates_column", "min_document_length", "max_length", "question_answer_template", "pairing",
+        "alternates_column", "min_document_length", "max_length", "question_answer_template", "pairing", "bucket_by_length",
         "chat_template_path", "eos_token", "pad_token",
     ),
     "Method": (
