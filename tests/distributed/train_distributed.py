@@ -22,10 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from trl_unlearn.scripts import unlearn
 
 
+SHARDED = {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}
+
+
 def check(trainer) -> None:
     """Fails unless the trainer's model or optimizer was distributed as its launch asked for."""
     assert trainer.accelerator.num_processes == int(os.environ["WORLD_SIZE"]) > 1
-    if not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys():
+    if not SHARDED & os.environ.keys():
         assert isinstance(trainer.model_wrapped, DistributedDataParallel)
         return
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -51,7 +54,8 @@ def check(trainer) -> None:
 
 
 def main():
-    PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
+    if SHARDED & os.environ.keys():
+        PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
     commands = json.loads(Path(sys.argv[1]).read_text())
     end = unlearn.end
     for number, (module, *flags) in enumerate(commands, start=1):
