@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: quickstart test test-slow test-lowest test-latest coverage precommit wheel publish clean
+.PHONY: quickstart test test-slow test-lowest test-latest benchmark coverage precommit wheel publish clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/trl-unlearn quickstart
@@ -24,6 +24,12 @@ test-slow: $(INSTALLED)
 # For a part of the tests: make test-lowest TESTS=tests/trainer
 test-lowest test-latest: test-%: .venv-%/.installed
 	.venv-$*/bin/python -m pytest $(PYTEST_OPTIONS) $(TESTS)
+
+# About two hours on 2 cores. One thread: with other work on the machine, only the processor's time can be trusted
+benchmark: $(INSTALLED)
+	status=0; for name in training evaluation estimate; do \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/$$name.py --output_dir outputs/benchmark || status=1; \
+	done; exit $$status
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) --cov --cov-report=term-missing

@@ -74,6 +74,8 @@ def main() -> None:
     if arguments.child:
         child(arguments.recipe)
         return
+    if not Path("outputs/quickstart/world-0/target").is_dir():
+        sys.exit("Run `make quickstart` once, here: it makes the model and the world that the recipe trains on.")
     runs = []
     for number in range(arguments.runs + 1):
         command = [sys.executable, str(Path(__file__)), "--child", "--recipe", arguments.recipe]
