@@ -55,6 +55,7 @@ LOSSES = pytest.mark.parametrize("ours, full", [(nll, full_nll), (kl, full_kl)],
 @pytest.mark.parametrize("frozen", [(), ("weight", "bias"), ("bias",), ("hidden_states",), ("weight",)])
 def test_values_and_gradients_equal_full_logits(monkeypatch, ours, full, tokens_per_chunk, frozen):
     monkeypatch.setattr(chunked_head, "CHUNK_BYTES", tokens_per_chunk * VOCABULARY * 8)
+    monkeypatch.setattr(chunked_head, "_REF_TOKENS", 2)
     values, labels, reference = make(torch.float64, frozen)
     weights = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     results = []

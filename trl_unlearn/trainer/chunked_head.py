@@ -14,6 +14,8 @@ import torch
 
 # Of logits. On a CPU, where the model itself takes gigabytes, few batches have more label positions than fit.
 CHUNK_BYTES = 2**28
+# Tokens whose logits under the reference are held at once: none of them is needed twice
+_REF_TOKENS = 64
 
 
 class Head(NamedTuple):
@@ -85,13 +87,15 @@ def chunked_kl(
     dtype = _dtype_of(ref_hidden_states)
 
     def to_gradient(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        ref_probs = torch.empty_like(logits)
-        _write_logits(ref_probs, ref_hidden_states[rows].to(dtype), ref_weight.to(dtype), ref_bias, ref_head.scale)
-        gap = ref_probs - logits
-        ref_normalizer = _to_probs(ref_probs)
-        kl = torch.linalg.vecdot(ref_probs, gap) - ref_normalizer + _to_probs(logits)
-        logits -= ref_probs
-        return kl
+        parts = []
+        for part, ref_hidden in zip(logits.split(_REF_TOKENS), ref_hidden_states[rows].split(_REF_TOKENS), strict=True):
+            ref_probs = torch.empty_like(part)
+            _write_logits(ref_probs, ref_hidden.to(dtype), ref_weight.to(dtype), ref_bias, ref_head.scale)
+            gap = ref_probs - part
+            ref_normalizer = _to_probs(ref_probs)
+            parts.append(torch.linalg.vecdot(ref_probs, gap) - ref_normalizer + _to_probs(part))
+            part -= ref_probs
+        return torch.cat(parts)
 
     return _apply(head, hidden_states, to_gradient)
 
