@@ -28,7 +28,11 @@ def run(repository, *command):
     ("recipe", "method"),
     [
         ("tofu/llama-3.2-1b-instruct/npo", ["--beta", "0.5", "--forget_weight", "0.3"]),
-        ("tofu/llama-3.2-1b-instruct/simnpo_lora", ["--lora_r", "16", "--dtype", "float32"]),
+        # at the recipe's forget weight, 50 steps of an adapter barely move this model
+        (
+            "tofu/llama-3.2-1b-instruct/simnpo_lora",
+            ["--lora_r", "16", "--dtype", "float32", "--forget_weight", "1.0", "--learning_rate", "3e-3"],
+        ),
     ],
     ids=["npo", "simnpo_lora"],
 )

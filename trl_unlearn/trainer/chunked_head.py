@@ -88,7 +88,9 @@ def chunked_kl(
 
     def to_gradient(logits: torch.Tensor, rows: slice) -> torch.Tensor:
         parts = []
-        for part, ref_hidden in zip(logits.split(_REF_TOKENS), ref_hidden_states[rows].split(_REF_TOKENS), strict=True):
+        for part, ref_hidden in zip(
+            logits.split(_REF_TOKENS), ref_hidden_states[rows].split(_REF_TOKENS), strict=True
+        ):
             ref_probs = torch.empty_like(part)
             _write_logits(ref_probs, ref_hidden.to(dtype), ref_weight.to(dtype), ref_bias, ref_head.scale)
             gap = ref_probs - part
