@@ -21,10 +21,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from datasets import Dataset
+from estimate import status
 from floor import Floor
 from peft import LoraConfig, get_peft_model
 from plain_training import PlainStep, split_batch
@@ -171,20 +173,13 @@ def make_ours(case: Case, device: torch.device, output_dir: str) -> tuple[Side, 
     rows = Dataset.from_list(make_rows(case, seed=0))
     rows = rows if case.method == "altpo" else rows.remove_columns("alternate")
     retain = Dataset.from_list(make_rows(case, seed=1)).remove_columns("alternate")
-    on_gpu = model.device.type == "cuda"
     trainer = trainer_class(
         model=model,
         args=config_class(
             output_dir=output_dir,
-            per_device_train_batch_size=case.rows,
             retain_weight=1.0 if case.retain is not None else 0.0,
             retain_loss_type=case.retain or "nll",
-            gradient_checkpointing=False,
-            max_length=None,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not on_gpu,
-            bf16=False,
+            **options_of(case, device),
         ),
         train_dataset=rows,
         retain_dataset=retain if case.retain is not None else None,
@@ -195,6 +190,19 @@ def make_ours(case: Case, device: torch.device, output_dir: str) -> tuple[Side, 
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     side = Side(trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch)))
     return side, batch
+
+
+def options_of(case: Case, device: torch.device) -> dict[str, Any]:
+    """What our trainers and TRL's are given alike."""
+    return {
+        "per_device_train_batch_size": case.rows,
+        "gradient_checkpointing": False,
+        "max_length": None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": device.type == "cpu",
+        "bf16": False,
+    }
 
 
 def lora_config() -> LoraConfig:
@@ -224,20 +232,13 @@ def make_dpo(case: Case, device: torch.device, output_dir: str) -> Side:
     rows = Dataset.from_list(make_rows(case, seed=0))
     rows = rows.rename_columns({"completion": "rejected", "alternate": "chosen"})
     beta = AltPOConfig(output_dir, use_cpu=True, bf16=False).beta
-    on_gpu = model.device.type == "cuda"
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(
             output_dir=output_dir,
             beta=beta,
-            per_device_train_batch_size=case.rows,
             precompute_ref_log_probs=True,
-            gradient_checkpointing=False,
-            max_length=None,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not on_gpu,
-            bf16=False,
+            **options_of(case, device),
         ),
         train_dataset=rows,
         processing_class=make_tokenizer(case.vocabulary),
@@ -291,12 +292,6 @@ def measure_memory(case: Case, side: str, device: torch.device) -> int:
         for _ in range(3):
             made.step()
     return status("VmHWM") - before if device.type == "cpu" else torch.cuda.max_memory_allocated()
-
-
-def status(name: str) -> int:
-    """A line of the process' status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def memory_of(case: Case, side: str, device: torch.device) -> int:
