@@ -9,6 +9,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
+from .collator import ROLES
+
 
 # Batches that are sorted by length together
 _BUCKETS = 50
@@ -52,7 +54,7 @@ class UnlearningRows(torch.utils.data.Dataset):
         """Tokens of each row, by role and position in a pair: an AltPO pair is an alternate, with its forget row."""
         lengths = {
             role: np.array([len(ids) for ids in rows["input_ids"]])
-            for role in ("forget", "alternate", "retain")
+            for role in ROLES
             if (rows := getattr(self, role)) is not None
         }
         if self.owners is not None:

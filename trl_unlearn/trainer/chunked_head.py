@@ -83,8 +83,9 @@ def chunked_kl(
     Returns:
         `torch.Tensor`: In nats, of shape `(tokens,)`, in fp32 or more.
     """
-    ref_weight, ref_bias = ref_head.weight.detach(), None if ref_head.bias is None else ref_head.bias.detach()
     dtype = _dtype_of(ref_hidden_states)
+    ref_weight, ref_hidden_states = ref_head.weight.detach().to(dtype), ref_hidden_states.to(dtype)
+    ref_bias = None if ref_head.bias is None else ref_head.bias.detach()
 
     def to_gradient(logits: torch.Tensor, rows: slice) -> torch.Tensor:
         parts = []
@@ -92,7 +93,7 @@ def chunked_kl(
             logits.split(_REF_TOKENS), ref_hidden_states[rows].split(_REF_TOKENS), strict=True
         ):
             ref_probs = torch.empty_like(part)
-            _write_logits(ref_probs, ref_hidden.to(dtype), ref_weight.to(dtype), ref_bias, ref_head.scale)
+            _write_logits(ref_probs, ref_hidden, ref_weight, ref_bias, ref_head.scale)
             gap = ref_probs - part
             ref_normalizer = _to_probs(ref_probs)
             parts.append(torch.linalg.vecdot(ref_probs, gap) - ref_normalizer + _to_probs(part))
