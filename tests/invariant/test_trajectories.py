@@ -25,6 +25,7 @@ from trl_unlearn.data.loading import load_rows
 RECORDED = Path(__file__).with_name("trajectories.json")
 KL = {"retain_loss_type": "kl"}
 RESIDENT = {"precompute_ref_log_probs": False}
+CACHED = {"cache_ref_hidden_states": True}
 ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
 # Class: the method, the options that make it, and the options that must not change it
 CLASSES = {
@@ -43,12 +44,23 @@ CLASSES = {
     "npo-kl": (
         "NPO",
         KL,
-        {"accumulated": ACCUMULATED, "resident": RESIDENT, "padding_free": {"padding_free": True} | RESIDENT},
+        {
+            "accumulated": ACCUMULATED,
+            "resident": RESIDENT,
+            "cached": CACHED,
+            "padding_free": {"padding_free": True} | RESIDENT,
+            "cached_padding_free": {"padding_free": True} | CACHED,
+        },
     ),
     "npo-kl-lora": (
         "NPO",
         KL | LORA,
-        {"accumulated": ACCUMULATED, "adapter_off": RESIDENT, "checkpointing": {"gradient_checkpointing": True}},
+        {
+            "accumulated": ACCUMULATED,
+            "adapter_off": RESIDENT,
+            "cached": CACHED,
+            "checkpointing": {"gradient_checkpointing": True},
+        },
     ),
     "simnpo": (
         "SimNPO",

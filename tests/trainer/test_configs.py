@@ -30,6 +30,7 @@ SHARED = {
     "pairing": "fresh",
     "precompute_ref_log_probs": True,
     "precompute_ref_batch_size": None,
+    "cache_ref_hidden_states": False,
     "disable_dropout": True,
     "question_answer_template": DEFAULT_QUESTION_ANSWER_TEMPLATE,
     "max_length": 1024,
@@ -115,6 +116,11 @@ REFUSED = [
     ({"retain_normalization": "batch"}, "`retain_normalization` must be one of .*'optimizer_batch'.*got 'batch'"),
     ({"pairing": "random"}, "`pairing` must be one of .*'fixed'.*got 'random'"),
     ({"precompute_ref_batch_size": 0}, "`precompute_ref_batch_size` must be positive, got 0"),
+    ({"cache_ref_hidden_states": True}, "is for `retain_loss_type='kl'` with a `retain_weight`, got 'nll' and 1.0"),
+    (
+        {"cache_ref_hidden_states": True, "retain_loss_type": "kl_all_positions"},
+        "is for `retain_loss_type='kl'` with a `retain_weight`, got 'kl_all_positions' and 1.0",
+    ),
     ({"warmup_epochs": -1.0}, "`warmup_epochs` must not be negative, got -1.0"),
     ({"max_length": 1}, "`max_length` must be at least 2 .*got 1"),
     ({"max_length": 0}, "`max_length` must be at least 2 .*got 0"),
@@ -238,6 +244,7 @@ def test_options_parse_from_the_command_line(tmp_path):
         "max_length": ("64", 64),
         "precompute_ref_log_probs": ("false", False),
         "precompute_ref_batch_size": ("3", 3),
+        "cache_ref_hidden_states": ("true", True),
         "warmup_epochs": ("0.5", 0.5),
         "question_answer_template": ("{question} {answer}", "{question} {answer}"),
     }

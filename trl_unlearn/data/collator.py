@@ -26,6 +26,8 @@ class UnlearningCollator:
         - `"num_rows"`: numbers of forget, alternate and retain rows, a tuple of three integers;
         - `"ref_logps"`: precomputed reference log-probabilities of the forget and alternate rows, if they have any, of
           shape `(forget rows + alternate rows,)`, in nats;
+        - `"ref_hidden_states"`: cached hidden states of the reference at the labels of the retain rows, if they have any,
+          of shape `(labels, hidden size)`;
         - `"share"`: the weight of this process's means in that over all processes, in a batch that [`PairSampler`] has
           filled up. What fills it up is left out; a process that has nothing else gets one row of it, and a share of 0.
     """
@@ -42,6 +44,9 @@ class UnlearningCollator:
         ref_logps = [row["ref_logps"] for row in rows if "ref_logps" in row]
         if ref_logps:
             batch["ref_logps"] = torch.tensor(ref_logps, dtype=torch.float32)
+        ref_hidden_states = [row["ref_hidden_states"] for row in rows if "ref_hidden_states" in row]
+        if ref_hidden_states:
+            batch["ref_hidden_states"] = torch.cat(ref_hidden_states)
         if shares:
             batch["share"] = sum(shares)
         return batch

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.torch import load
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
@@ -14,6 +15,33 @@ from .collator import ROLES
 
 # Batches that are sorted by length together
 _BUCKETS = 50
+
+
+class StoredRows:
+    """
+    Tensors of some rows of a data set, read from a file when they are asked for.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            One column of bytes, each a tensor in the format of safetensors.
+        places (`np.ndarray`):
+            For each row of the data set that they belong to, where in `dataset` it stands; -1 where it does not.
+    """
+
+    def __init__(self, dataset: Dataset, places: np.ndarray):
+        self.dataset = dataset
+        self.places = places
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        place = int(self.places[index])
+        if place < 0:
+            raise ValueError(
+                f"Of retain row {index} no hidden states of the reference were computed: when the trainer was made, the run was "
+                "shorter. Set `num_train_epochs` or `max_steps` before, and not on the trainer."
+            )
+        (values,) = self.dataset[place].values()
+        (tensor,) = load(values).values()
+        return tensor
 
 
 class UnlearningRows(torch.utils.data.Dataset):
@@ -46,6 +74,7 @@ class UnlearningRows(torch.utils.data.Dataset):
         self.retain = retain
         self.alternate = alternate
         self.owners = owners
+        self.ref_hidden_states: StoredRows | None = None  # of the retain rows, where they are cached
 
     def __len__(self) -> int:
         return len(next(part for part in (self.alternate, self.forget, self.retain) if part is not None))
@@ -71,6 +100,8 @@ class UnlearningRows(torch.utils.data.Dataset):
             row["forget"] = self.forget[forget_index]
         if self.retain is not None:
             row["retain"] = self.retain[retain_index]
+            if self.ref_hidden_states is not None:
+                row["retain"]["ref_hidden_states"] = self.ref_hidden_states[retain_index]
         return row
 
 

@@ -18,6 +18,10 @@ def batch_of(trainer: UnlearningTrainer, pairs: Pairs) -> dict[str, Any]:
     batch = trainer.data_collator([trainer.train_dataset[pair] for pair in pairs])
     if trainer._precomputes:
         batch["ref_logps"] = torch.zeros(sum(batch["num_rows"][:2]))
+    if trainer.args.cache_ref_hidden_states:
+        positions, _ = trainer._retain_positions(batch, sum(batch["num_rows"][:2]))
+        config = trainer.model.config.get_text_config()
+        batch["ref_hidden_states"] = torch.zeros(int(positions.sum()), config.hidden_size, dtype=trainer.model.dtype)
     return batch
 
 

@@ -169,12 +169,15 @@ def _seconds(
     step = trainer.args.gradient_accumulation_steps * time.micro_batch + time.optimizer
     seconds = {"micro_batch": time.micro_batch, "optimizer": time.optimizer, "step": step}
     if "steps" in run:
+        rows = 0.0
         if trainer._precomputes and "pairs" in run:
+            rows += run["forget_rows"] + run["alternate_rows"]
+        if trainer.args.cache_ref_hidden_states and "pairs" in run:
+            rows += min(run["retain_rows"], run["epochs"] * run["pairs"])
+        if rows > 0:
             # A forward is a third of forward and backward, and a quarter where the forward is done twice
             share = 1 / (4 if trainer.args.gradient_checkpointing else 3)
-            rows = (run["forget_rows"] + run["alternate_rows"]) / run["devices"]
-            per_row = time.micro_batch / batches.rows_per_batch
-            seconds["reference"] = share * rows * per_row
+            seconds["reference"] = share * rows / run["devices"] * time.micro_batch / batches.rows_per_batch
         seconds["total"] = run["steps"] * step + seconds.get("reference", 0.0)
     return seconds
 

@@ -81,8 +81,8 @@ class Footprint:
         self.autocast_dtype = autocast_dtype
         self.trace = MemoryTrace()
         self.trace.adopt(trainer.model, "weights")
-        if trainer.ref_model is not None:
-            self.trace.adopt(trainer.ref_model, "reference")
+        for reference in filter(None, (trainer.ref_model, trainer._ref_head)):
+            self.trace.adopt(reference, "reference")
         parameters = list(trainer.model.parameters())
         self.trainable = [parameter for parameter in parameters if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in parameters)

@@ -177,7 +177,7 @@ class _Step:
 
     def __init__(self, trainer: UnlearningTrainer, pairs: Pairs, dtype: torch.dtype | None, device: torch.device):
         self.trainer, self.device = trainer, device
-        for model in filter(None, (trainer.model, trainer.ref_model)):
+        for model in filter(None, (trainer.model, trainer.ref_model, trainer._ref_head)):
             model.to(device)
         self.batch = {
             key: value.to(device) if isinstance(value, torch.Tensor) else value

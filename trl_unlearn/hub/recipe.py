@@ -29,7 +29,7 @@ _SECTIONS = {
     ),
     "Method": (
         "forget_loss_type", "beta", "gamma", "forget_weight", "retain_weight", "retain_loss_type", "retain_normalization",
-        "disable_dropout", "precompute_ref_log_probs", "precompute_ref_batch_size",
+        "disable_dropout", "precompute_ref_log_probs", "precompute_ref_batch_size", "cache_ref_hidden_states",
     ),
     "Training": (
         "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_epochs", "warmup_steps", "warmup_ratio",

@@ -28,6 +28,9 @@ def planning(trainer_class: type[UnlearningTrainer]) -> type[UnlearningTrainer]:
         def _precompute_ref_logps(self, rows, name):
             pass
 
+        def _cache_ref_hidden_states(self, rows, name):
+            pass
+
         def init_hf_repo(self, token=None, private=None):
             super().init_hf_repo(token, private, create=False)
 
@@ -111,10 +114,12 @@ def print_plan(trainer: UnlearningTrainer) -> None:
 
 
 def _reference(trainer: UnlearningTrainer) -> str:
-    if trainer._precomputes and not trainer._uses_kl:
-        return "scored once before training, then gone"
     if not (trainer._uses_kl or trainer._forget_loss_uses_reference):
         return "none"
+    if not trainer._needs_resident:
+        return "scored once before training, then gone" + (
+            " but for its LM head and what is kept on disk" if trainer.args.cache_ref_hidden_states else ""
+        )
     kept = (
         "the model without its adapter" if trainer._adapter_is_new and trainer.ref_model is None else "a frozen copy"
     )

@@ -14,7 +14,7 @@ from .chunked_head import Head, chunked_kl, chunked_nll
 
 
 # Entries of a batch that are not arguments of the model.
-_NOT_MODEL_INPUTS = {"labels", "num_rows", "ref_logps", "share"}
+_NOT_MODEL_INPUTS = {"labels", "num_rows", "ref_logps", "ref_hidden_states", "share"}
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def score_rows(
 
     with forward_hook(_backbone(causal_lm), keep_label_positions):
         output = model(
-            **{key: value for key, value in inputs.items() if key not in _NOT_MODEL_INPUTS},
+            **_model_inputs(inputs),
             shift_labels=(labels[:0] if in_chunks else labels).unsqueeze(0),
             fused_lm_head=True,
             use_cache=False,
@@ -107,6 +107,30 @@ def score_rows(
     token_logps = -torch.cat(token_nll).float() if in_chunks else output.log_probs.squeeze(0).to(rows.device)
     zeros = torch.zeros(sum(inputs["num_rows"]), dtype=torch.float32, device=rows.device)
     return zeros.index_add(0, rows, token_logps), zeros.index_add(0, rows, torch.ones_like(token_logps)), output
+
+
+def _model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in inputs.items() if key not in _NOT_MODEL_INPUTS}
+
+
+def hidden_states_of_labels(causal_lm: PreTrainedModel, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """
+    What the LM head would be given at the positions that predict a label, without running it.
+
+    Args:
+        causal_lm ([`~transformers.PreTrainedModel`]):
+            Causal language model whose weights are all on its device.
+        inputs (`dict[str, Any]`):
+            Batch of an [`~data.collator.UnlearningCollator`].
+
+    Returns:
+        `tuple[torch.Tensor]`: For each row, of shape `(labels, hidden size)`.
+    """
+    predicts = label_positions(inputs)
+    rows = row_of_positions(inputs)[:, 1:][predicts]
+    hidden_states = _backbone(causal_lm)(**_model_inputs(inputs), use_cache=False).last_hidden_state
+    lengths = torch.bincount(rows, minlength=sum(inputs["num_rows"]))
+    return take_positions(hidden_states, predicts).split(lengths.tolist())
 
 
 def scores_in_chunks(model: nn.Module, causal_lm: PreTrainedModel, device: torch.device) -> bool:
@@ -123,9 +147,22 @@ def _backbone(causal_lm: PreTrainedModel) -> nn.Module:
     return causal_lm.model if causal_lm.base_model is causal_lm else causal_lm.base_model
 
 
-def lm_head(causal_lm: PreTrainedModel) -> Head:
-    """The LM head of a model as it is now: with the adapter that is switched on, and gathered if FSDP2 has sharded it."""
-    head = causal_lm.get_output_embeddings()
+class FrozenHead(nn.Module):
+    """A copy of an LM head's weights, which stays when the model is trained."""
+
+    def __init__(self, head: Head):
+        super().__init__()
+        self.weight, self.bias = (
+            x if x is None else nn.Parameter(x.detach().clone(), requires_grad=False) for x in (head.weight, head.bias)
+        )
+
+
+def lm_head(causal_lm: PreTrainedModel, frozen: FrozenHead | None = None) -> Head:
+    """
+    The LM head of a model as it is now: with the adapter that is switched on, and gathered if FSDP2 has sharded it. Or as it
+    was, with the weights of a frozen copy.
+    """
+    head = frozen or causal_lm.get_output_embeddings()
     weight, bias = (
         parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
         for parameter in (head.weight, head.bias)

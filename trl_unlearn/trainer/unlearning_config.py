@@ -39,6 +39,13 @@ class UnlearningConfig(SFTConfig):
             Batch size per device of that computation, in rows. If `None`, four times `per_device_train_batch_size`: no
             gradients are kept.
 
+        cache_ref_hidden_states (`bool`, *optional*, defaults to `False`):
+            Whether `retain_loss_type="kl"` reads the reference's hidden states at the retain completion tokens from disk,
+            where they are written once before training, into `_reference` of the output directory. No reference but its LM
+            head then stays in memory, and none is run. It takes hidden size × 2 or 4 bytes for each completion token of the
+            retain rows that training will come to, and is worth it where that is less than a model. Not for models that
+            are sharded.
+
         > Parameters that control the data
 
         max_length (`int` or `None`, *optional*, defaults to `1024`):
@@ -155,6 +162,14 @@ class UnlearningConfig(SFTConfig):
         },
     )
 
+    cache_ref_hidden_states: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the 'kl' retain loss reads the reference's hidden states from disk, where they are written once "
+            "before training, so that no second model stays in memory."
+        },
+    )
+
     # Parameters that control the data
     question_answer_template: str = field(
         default=DEFAULT_QUESTION_ANSWER_TEMPLATE,
@@ -255,6 +270,11 @@ class UnlearningConfig(SFTConfig):
             )
         if self.precompute_ref_batch_size is not None and self.precompute_ref_batch_size < 1:
             raise ValueError(f"`precompute_ref_batch_size` must be positive, got {self.precompute_ref_batch_size}.")
+        if self.cache_ref_hidden_states and (self.retain_loss_type != "kl" or self.retain_weight == 0):
+            raise ValueError(
+                "`cache_ref_hidden_states=True` is for `retain_loss_type='kl'` with a `retain_weight`, got "
+                f"{self.retain_loss_type!r} and {self.retain_weight}. Other losses need no hidden states of the reference."
+            )
         if self.warmup_epochs < 0:
             raise ValueError(f"`warmup_epochs` must not be negative, got {self.warmup_epochs}.")
         if self.hub_strategy not in ("end", "every_save"):

@@ -1,25 +1,18 @@
 """The trainer that all methods share: data, reference, one forward, retain loss, logs. A method adds its forget loss."""
 
-import copy
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import accelerate
-import numpy as np
 import torch
-from accelerate.utils import DynamoBackend, fsdp2_prepare_model, is_peft_model
+from accelerate.utils import DynamoBackend, is_peft_model
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from packaging.version import Version
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -34,11 +27,8 @@ from trl import SFTTrainer
 from .._trl import (
     add_fused_lm_head,
     disable_dropout_in_model,
-    disable_gradient_checkpointing,
     get_config_model_id,
     global_then_local_main_first,
-    prepare_deepspeed,
-    use_adapter,
 )
 from ..data.collator import UnlearningCollator
 from ..data.encoding import encode_dataset
@@ -58,6 +48,7 @@ from ..hub.push import (
 from ..hub.recipe import RECIPE_FILE
 from ..hub.results import hub_id, save_results
 from .publication import base_of, collect, commit_of_model, default_repo_name, recipe_of, source_of
+from .reference import ReferenceMixin
 from .scoring import label_positions, lm_head, row_of_positions, score_rows, scores_in_chunks, take_positions, token_kl
 from .unlearning_config import UnlearningConfig
 
@@ -83,7 +74,7 @@ class RowScores(NamedTuple):
     ref_logps: torch.Tensor | None
 
 
-class UnlearningTrainer(SFTTrainer):
+class UnlearningTrainer(ReferenceMixin, SFTTrainer):
     """
     Base of the unlearning trainers: everything but the forget loss.
 
@@ -268,8 +259,16 @@ class UnlearningTrainer(SFTTrainer):
         if ref_model is not None and not (self._forget_loss_uses_reference or self._uses_kl):
             logger.warning(f"{self._name} with `retain_loss_type='nll'` uses no reference: `ref_model` is ignored.")
             ref_model = None
-        needs_resident = self._uses_kl or (self._forget_loss_uses_reference and not self._precomputes)
-        if ref_model is None and needs_resident and not self._adapter_is_new:
+        caches = args.cache_ref_hidden_states
+        if caches and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "`cache_ref_hidden_states=True` is not supported with FSDP and DeepSpeed, which divide the reference between "
+                "the processes, too. Leave it out."
+            )
+        self._needs_resident = (self._uses_kl and not caches) or (
+            self._forget_loss_uses_reference and not self._precomputes
+        )
+        if ref_model is None and self._needs_resident and not self._adapter_is_new:
             ref_model = self._freeze_reference()
         self.ref_model = ref_model
         if args.disable_dropout:
@@ -277,10 +276,10 @@ class UnlearningTrainer(SFTTrainer):
         if self.ref_model is not None:
             add_fused_lm_head(self._causal_lm(self.ref_model))
             self.ref_model = self._prepare_reference(self.ref_model)
-        if self._precomputes:
-            self._precompute_ref_logps(self.train_dataset, "forget")
-            for name, rows in self._eval_sets(self.eval_dataset).items():
-                self._precompute_ref_logps(rows, name)
+        self._ref_head = self._keep_ref_head() if caches else None
+        self._score_reference_once(self.train_dataset, "forget")
+        for name, rows in self._eval_sets(self.eval_dataset).items():
+            self._score_reference_once(rows, name)
 
         # Metrics of the steps since the last log, gathered, one value per pair of rows
         self._columns: dict[str, dict[str, list[torch.Tensor]]] = {
@@ -386,119 +385,15 @@ class UnlearningTrainer(SFTTrainer):
         self.add_callback(PairSamplerCallback(sampler))
         return sampler
 
+    def _causal_lm(self, model: nn.Module) -> PreTrainedModel:
+        model = self.accelerator.unwrap_model(model)
+        return model.get_base_model() if is_peft_model(model) else model
+
     @staticmethod
     def _eval_sets(eval_dataset: Any) -> dict[str, UnlearningRows]:
         if eval_dataset is None:
             return {}
         return eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-
-    # ------------------------------------------------------------------ reference
-
-    def _causal_lm(self, model: nn.Module) -> PreTrainedModel:
-        model = self.accelerator.unwrap_model(model)
-        return model.get_base_model() if is_peft_model(model) else model
-
-    def _freeze_reference(self) -> nn.Module | None:
-        """The model as it is now, kept: a `"ref"` copy of the adapter, or a copy of the whole model."""
-        if is_peft_model(self.model) and not self.is_fsdp_enabled:
-            from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-            adapter = self.model.active_adapter
-            self.model.add_adapter("ref", self.model.peft_config[adapter])
-            state_dict = get_peft_model_state_dict(self.model, adapter_name=adapter)
-            set_peft_model_state_dict(self.model, state_dict, adapter_name="ref")
-            return None
-        if not any(hasattr(parameter, "ds_tensor") for parameter in self.model.parameters()):
-            return copy.deepcopy(self.model)
-        # ZeRO-3 has sharded the weights when the model was made: another of the same shape is, and takes the shards over.
-        ref_model = type(self.model)._from_config(self.model.config, dtype=self.model.dtype)
-        for ref_parameter, parameter in zip(ref_model.parameters(), self.model.parameters(), strict=True):
-            ref_parameter.ds_tensor.data.copy_(parameter.ds_tensor.data)
-        return ref_model
-
-    def _prepare_reference(self, ref_model: nn.Module) -> nn.Module:
-        ref_model.requires_grad_(False).eval()
-        if self.args.disable_dropout:
-            disable_dropout_in_model(ref_model)
-        if self.is_deepspeed_enabled:
-            return prepare_deepspeed(ref_model, self.accelerator)
-        if self.is_fsdp_enabled:
-            return fsdp2_prepare_model(self.accelerator, ref_model)
-        return self.accelerator.prepare_model(ref_model, evaluation_mode=True)
-
-    def _reference(self) -> tuple[nn.Module, Any] | None:
-        """The model to call for the reference and the context to call it in, if a reference is kept."""
-        if self.ref_model is not None:
-            return self.ref_model, nullcontext()
-        model = self.accelerator.unwrap_model(self.model)
-        if is_peft_model(model) and "ref" in model.peft_config:
-            return self.model, use_adapter(model, "ref")
-        if self._adapter_is_new:
-            return self.model, use_adapter(model, None)
-        return None
-
-    @contextmanager
-    def _placed_reference(self) -> Iterator[nn.Module]:
-        """The reference where there may have been no training yet, which is what places and shards the model."""
-        # Untrained, the model is its own reference.
-        model, context = self._reference() or (self.model, nullcontext())
-        if model is self.model and self.is_deepspeed_enabled and self.deepspeed is None:
-            engine = prepare_deepspeed(model, self.accelerator)
-            with context:
-                yield engine
-            engine.destroy()  # else its hooks would run in the engine that trains, too
-        elif model is self.model and self.is_fsdp_enabled and not isinstance(model, FSDPModule):
-            # Some processes may not hold the weights. A copy, since `train` shards the model together with its optimizer
-            with context:
-                yield self._prepare_reference(copy.deepcopy(model))
-        else:
-            with context:
-                yield model
-
-    @torch.no_grad()
-    def _score_reference(
-        self, inputs: dict[str, Any], model: nn.Module, on_hidden_states: Callable | None = None
-    ) -> torch.Tensor:
-        # Reentrant checkpointing warns about inputs without gradients.
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            logps, _, _ = score_rows(model, self._causal_lm(model), inputs, on_hidden_states)
-        return logps
-
-    def _precompute_ref_logps(self, rows: UnlearningRows, name: str) -> None:
-        """Adds the column `ref_logps` to the forget and alternate rows: one pass, sorted by length, in large batches."""
-        if self._reference() is None and self.state.global_step > 0:
-            raise ValueError(
-                f"The {name} set was passed to `evaluate` after training has changed the model, and no reference is left "
-                "to score it: the log-probabilities of the sets known before were precomputed. Pass the set as "
-                "`eval_dataset` when the trainer is made, or pass a `ref_model`, or set "
-                "`precompute_ref_log_probs=False`."
-            )
-        was_training = self.model.training
-        self.model.eval()
-        batch_size = self.args.precompute_ref_batch_size or 4 * self.args.per_device_train_batch_size
-        for role in ("forget", "alternate"):
-            part = getattr(rows, role)
-            if part is None:
-                continue
-            order = np.argsort([-len(ids) for ids in part["input_ids"]], kind="stable")
-            loader = self.accelerator.prepare(
-                DataLoader(
-                    UnlearningRows(part.select(order)), batch_size, collate_fn=self.data_collator, shuffle=False
-                )
-            )
-            logps = []
-            with self._placed_reference() as model, self.accelerator.autocast():
-                for batch in tqdm(
-                    loader,
-                    desc=f"Reference log-probabilities, {name} set, {role} rows",
-                    disable=self.args.disable_tqdm or not self.is_local_process_zero(),
-                ):
-                    scores = self._score_reference(self._prepare_inputs(batch), model)
-                    logps.append(self.accelerator.gather_for_metrics(scores).cpu())
-            column = np.empty(len(part), dtype=np.float32)
-            column[order] = torch.cat(logps).numpy()
-            setattr(rows, role, part.add_column("ref_logps", column))
-        self.model.train(was_training)
 
     # ------------------------------------------------------------------ loss
 
@@ -520,15 +415,16 @@ class UnlearningTrainer(SFTTrainer):
         first_retain = num_forget + num_alternate
         share = inputs.get("share", 1.0)
         uses_kl = num_retain > 0 and self._uses_kl
+        runs_for_kl = uses_kl and not self.args.cache_ref_hidden_states
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
 
         ref_logps = inputs.get("ref_logps")
         scores_reference = self._forget_loss_uses_reference and num_forget > 0 and ref_logps is None
-        if scores_reference or uses_kl:
+        if scores_reference or runs_for_kl:
             # Only the rows that need the reference go through it; rows without padding cannot be taken apart.
             start = 0 if scores_reference or "seq_idx" in inputs else first_retain
-            stop = sum(inputs["num_rows"]) if uses_kl or "seq_idx" in inputs else first_retain
+            stop = sum(inputs["num_rows"]) if runs_for_kl or "seq_idx" in inputs else first_retain
             ref_inputs = _take_rows(inputs, start, stop) if stop - start < sum(inputs["num_rows"]) else inputs
             ref_hidden_states = []
             ref_model, context = self._reference()
@@ -538,18 +434,22 @@ class UnlearningTrainer(SFTTrainer):
                     ref_head = lm_head(self._causal_lm(ref_model))
             if scores_reference:
                 ref_logps = scores[:first_retain]
+            if runs_for_kl:
+                ref_positions, _ = self._retain_positions(ref_inputs, first_retain - start)
+                ref_hidden_states = take_positions(ref_hidden_states[0], ref_positions)
+        if uses_kl and not runs_for_kl:
+            ref_hidden_states, ref_head = inputs["ref_hidden_states"], lm_head(self._causal_lm(model), self._ref_head)
 
         # Row sums of the retain loss, and what they are divided by
         retain_sums, retain_counts = [], []
 
         def add_kl(hidden_states: torch.Tensor) -> None:
             positions, rows = self._retain_positions(inputs, first_retain)
-            ref_positions, _ = self._retain_positions(ref_inputs, first_retain - start)
             kl = token_kl(
                 lm_head(self._causal_lm(model)),
                 take_positions(hidden_states, positions),
                 ref_head,
-                take_positions(ref_hidden_states[0], ref_positions),
+                ref_hidden_states,
                 in_chunks=ref_head.softcap is None
                 and scores_in_chunks(model, self._causal_lm(model), hidden_states.device),
             )
@@ -716,10 +616,8 @@ class UnlearningTrainer(SFTTrainer):
                 name: self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
                 for name, dataset in self._eval_sets(eval_dataset).items()
             }
-            if self._precomputes:
-                for name, rows in sets.items():
-                    if rows.forget is not None and "ref_logps" not in rows.forget.column_names:
-                        self._precompute_ref_logps(rows, name)
+            for name, rows in sets.items():
+                self._score_reference_once(rows, name)
             eval_dataset = sets if is_dict else sets["eval"]
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
