@@ -62,6 +62,8 @@ class Case:
             Key of `TRAINERS`. AltPO is compared with TRL's DPOTrainer, the others with [`PlainStep`].
         retain (`str` or `None`):
             Retain loss: `"nll"`, `"kl"`, or none.
+        cached (`bool`):
+            Whether our step reads the reference's hidden states from disk, for `"kl"`.
         rows (`int`):
             Forget rows of a step, and as many retain or alternate rows.
         tokens (`int`):
@@ -78,6 +80,7 @@ class Case:
 
     method: str = "npo"
     retain: str | None = "nll"
+    cached: bool = False
     rows: int = 4
     tokens: int = 128
     prompt_share: float = 0.6
@@ -94,6 +97,9 @@ GOALS = {
     "SimNPO, 32k": Case(method="simnpo", goals={"time": 0.28}),
     "AltPO, no retain, 32k": Case(method="altpo", retain=None, goals={"time": 0.6}),
     "NPO, KL retain, 32k": Case(retain="kl", goals={"time": 0.5, "memory": 0.6}),
+    "NPO, KL retain, cached, 32k": Case(retain="kl", cached=True),
+    "NPO, KL retain, 512 x 8": Case(retain="kl", hidden_size=512, layers=8),
+    "NPO, KL retain, cached, 512 x 8": Case(retain="kl", cached=True, hidden_size=512, layers=8),
     "NPO, LoRA, 32k": Case(lora=True),
     "SimNPO, LoRA, KL retain, 32k": Case(method="simnpo", retain="kl", lora=True),
 }
@@ -105,6 +111,8 @@ GROWTH = {
     "vocabulary": [Case(vocabulary=vocabulary) for vocabulary in (8_000, 32_000, 128_000)],
     "hidden size": [Case(hidden_size=size) for size in (256, 512, 1024)],
     "layers": [Case(layers=layers) for layers in (2, 4, 8)],
+    # An alternate is a pair, so that those of one question make a batch
+    "alternates": [Case(method="altpo", retain=None, rows=alternates) for alternates in (1, 3, 5)],
 }
 LARGE = {"rows": 8, "tokens": 256, "hidden_size": 2048, "layers": 16, "vocabulary": 128_000}
 GPU = {  # in bf16
@@ -179,6 +187,7 @@ def make_ours(case: Case, device: torch.device, output_dir: str) -> tuple[Side, 
             output_dir=output_dir,
             retain_weight=1.0 if case.retain is not None else 0.0,
             retain_loss_type=case.retain or "nll",
+            cache_ref_hidden_states=case.cached,
             **options_of(case, device),
         ),
         train_dataset=rows,
@@ -213,7 +222,7 @@ def make_plain(case: Case, device: torch.device, output_dir: str) -> Side:
     if case.method == "altpo":
         return make_dpo(case, device, output_dir)
     # The same rows in the same order: those of a trainer's batch
-    tiny = replace(case, layers=1, hidden_size=64, lora=False)
+    tiny = replace(case, layers=1, hidden_size=64, lora=False, cached=False)
     forget, retain = split_batch(make_ours(tiny, device, output_dir)[1])
     torch.manual_seed(0)
     model = make_model(case, device)
@@ -419,7 +428,7 @@ def main() -> None:
         if kind == "goals":
             results["goals"][name] = result
         else:
-            result["value"] = getattr(case, name.replace(" ", "_"))
+            result["value"] = case.rows if name == "alternates" else getattr(case, name.replace(" ", "_"))
             results["growth"].setdefault(name, []).append(result)
         write_json(results, directory / "training.json")
     if results["goals"]:
