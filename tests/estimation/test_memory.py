@@ -80,6 +80,15 @@ def test_reference_is_resident_only_where_it_must(flags, resident, estimated, nu
     assert 0 <= reference - 4 * num_parameters < 1000 if resident else reference == 0
 
 
+def test_of_a_cached_reference_its_head_stays(estimated, parameters):
+    kl = ["--retain_loss_type", "kl", "--cache_ref_hidden_states", "true"]
+    cached = estimated(*kl)
+    assert cached["memory"]["reference"] == 4 * parameters["model.embed_tokens.weight"].numel()
+    share, of_forget_rows = (each["time"]["reference"] / each["time"]["micro_batch"] for each in (cached, estimated()))
+    assert share == pytest.approx(2 * of_forget_rows)  # as many retain rows
+    assert estimated(*LORA, *kl)["memory"]["reference"] == 0  # not trained, it is the model's own
+
+
 def test_mixture_of_experts(estimated, tmp_path):
     """Each token meets two of four experts, whose weights all count."""
     config = MixtralConfig(
