@@ -159,11 +159,13 @@ def _columns(logits: torch.Tensor, targets: torch.Tensor, moments: bool, class_f
     chunks = []
     for logits_chunk, targets_chunk in zip(logits.split(_LOGITS_CHUNK), targets.split(_LOGITS_CHUNK), strict=True):
         logits_chunk = logits_chunk.float()
-        log_normalizers = logits_chunk.logsumexp(-1)
+        largest, best = logits_chunk.max(-1)
+        # `logsumexp` would look for the largest again
+        log_normalizers = (logits_chunk - largest[:, None]).exp_().sum(-1).log_() + largest
         target_logits = logits_chunk.gather(-1, targets_chunk[:, None]).squeeze(-1)
         columns = {
             "log_probabilities": target_logits - log_normalizers,
-            "matches": logits_chunk.argmax(-1) == targets_chunk,
+            "matches": best == targets_chunk,
         }
         if moments:
             log_probabilities = logits_chunk - log_normalizers[:, None]
