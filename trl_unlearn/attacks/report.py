@@ -1,0 +1,135 @@
+"""What a person sees of attacks: a table with a row a model, and the reasons for what was left out."""
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+
+# Columns of the table, of those metrics that there are
+COLUMNS = {
+    "forget_quality": "Forget quality, log10 p",
+    "model_utility": "Model utility",
+    "forget_probability": "Forget prob.",
+    "forget_rougeL_recall": "Forget ROUGE-L",
+    "forget_extraction_strength": "Extraction strength",
+    "leaked": "Leaked",
+    "forget_verbmem": "Forget VerbMem",
+    "forget_knowmem": "Forget KnowMem",
+    "retain_knowmem": "Retain KnowMem",
+    "privleak": "PrivLeak, %",
+    "wmdp_bio": "WMDP biology",
+    "wmdp_cyber": "WMDP cyber",
+    "mmlu": "MMLU",
+}
+MODELS = ("before", "after", "retained")
+_TITLES = {"relearn": "Relearn", "quantize": "Quantize", "sample": "Sample", "paraphrase": "", "adapter": "Adapter,"}
+
+
+def attack_rows(
+    attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict[str, Any]]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """
+    The lines of the table of attacks, as texts.
+
+    Args:
+        attacks (`dict[str, dict]`):
+            By name, what [`run_attacks`] found.
+        evaluations (`dict[str, dict]`):
+            Evaluations without attack, by `"before"`, `"after"`, `"retained"`.
+
+    Returns:
+        `tuple[list, list]`: Headings of the columns of numbers, and the lines: `attack`, `model`, and `cells`, `"–"` where
+        there is no number. Of relearning, after the last step.
+    """
+    groups: dict[str, dict[str, dict[str, Any]]] = {"No attack": evaluations}
+    for name, attack in attacks.items():
+        for model in MODELS:
+            for part in attack["results"].get(model, []):
+                groups.setdefault(_title(name, part), {})[model] = part
+    steps = [part["step"] for group in groups.values() for part in group.values() if "step" in part]
+    groups = {
+        title: group
+        for title, group in groups.items()
+        if all(part.get("step") in (None, max(steps, default=None)) for part in group.values())
+    }
+    numbers = {
+        title: {model: _numbers(group[model]) for model in MODELS if model in group} for title, group in groups.items()
+    }
+    there = {metric for group in numbers.values() for values in group.values() for metric in values}
+    metrics = [metric for metric in COLUMNS if metric in there]
+    lines = [
+        {
+            "attack": title,
+            "model": model.capitalize(),
+            "cells": [_format(metric, values.get(metric)) for metric in metrics],
+        }
+        for title, group in numbers.items()
+        for model, values in group.items()
+    ]
+    return [COLUMNS[metric] for metric in metrics], lines
+
+
+def left_out(attacks: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each part of an attack that was left out, and why."""
+    return [
+        (f"{name}, {variant.replace('_', ' ')}", reason)
+        for name, attack in attacks.items()
+        for variant, reason in attack["missing"].items()
+    ]
+
+
+def attack_table(attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict[str, Any]]) -> Table:
+    """
+    The table of attacks for a terminal.
+
+    Args:
+        attacks (`dict[str, dict]`):
+            As for [`attack_rows`].
+        evaluations (`dict[str, dict]`):
+            As for [`attack_rows`].
+
+    Returns:
+        [`~rich.table.Table`]: A row a model, attack by attack.
+    """
+    headings, lines = attack_rows(attacks, evaluations)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), caption_justify="left", caption_style="")
+    table.add_column("Attack", max_width=20)
+    table.add_column("Model")
+    for heading in headings:
+        table.add_column(heading, justify="right", max_width=10)
+    last = None
+    for line in lines:
+        if last not in (None, line["attack"]):
+            table.add_row()
+        table.add_row("" if line["attack"] == last else line["attack"], line["model"], *line["cells"])
+        last = line["attack"]
+    caption = Text("\n" + "\n".join(NOTES[name] for name in NOTES if name in attacks), style="dim")
+    for label, reason in left_out(attacks):
+        caption.append(f"\nLeft out: {label}. {reason[:1].upper()}{reason[1:]}.", style="not dim")
+    table.caption = caption
+    return table
+
+
+# What the numbers of an attack are of
+NOTES = {
+    "relearn": "Relearn: after the last step, of the forget rows that were not trained on.",
+    "sample": "Sample: of each row, the worst of k answers drawn at temperature 1.",
+}
+
+
+def _title(name: str, part: dict[str, Any]) -> str:
+    title = f"{_TITLES.get(name, name)} {part['variant'].replace('_', ' ')}".strip()
+    title = title[:1].upper() + title[1:]
+    return f"{title}, {part['step']} steps" if "step" in part else title
+
+
+def _numbers(part: dict[str, Any]) -> dict[str, float]:
+    quality = part.get("forget_quality")
+    return {**({"forget_quality": quality["log10_p_value"]} if quality else {}), **part["summary"]}
+
+
+def _format(metric: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.{1 if metric in ('privleak', 'forget_quality') else 3}f}"
