@@ -12,7 +12,7 @@ COLUMNS = {
     "model_utility": "Model utility",
     "forget_probability": "Forget prob.",
     "forget_rougeL_recall": "Forget ROUGE-L",
-    "forget_extraction_strength": "Extraction strength",
+    "forget_extraction_strength": "Extr. strength",
     "leaked": "Leaked",
     "forget_verbmem": "Forget VerbMem",
     "forget_knowmem": "Forget KnowMem",
@@ -22,8 +22,14 @@ COLUMNS = {
     "wmdp_cyber": "WMDP cyber",
     "mmlu": "MMLU",
 }
-MODELS = ("before", "after", "retained")
+_MODELS = ("before", "after", "retained")
 _TITLES = {"relearn": "Relearn", "quantize": "Quantize", "sample": "Sample", "paraphrase": "", "adapter": "Adapter,"}
+
+# What the numbers of an attack are of
+NOTES = {
+    "relearn": "Relearn: after the last step, of the forget rows that were not trained on.",
+    "sample": "Sample: of each row, the worst of k answers drawn at temperature 1.",
+}
 
 
 def attack_rows(
@@ -44,7 +50,7 @@ def attack_rows(
     """
     groups: dict[str, dict[str, dict[str, Any]]] = {"No attack": evaluations}
     for name, attack in attacks.items():
-        for model in MODELS:
+        for model in _MODELS:
             for part in attack["results"].get(model, []):
                 groups.setdefault(_title(name, part), {})[model] = part
     steps = [part["step"] for group in groups.values() for part in group.values() if "step" in part]
@@ -54,7 +60,8 @@ def attack_rows(
         if all(part.get("step") in (None, max(steps, default=None)) for part in group.values())
     }
     numbers = {
-        title: {model: _numbers(group[model]) for model in MODELS if model in group} for title, group in groups.items()
+        title: {model: _numbers(group[model]) for model in _MODELS if model in group}
+        for title, group in groups.items()
     }
     there = {metric for group in numbers.values() for values in group.values() for metric in values}
     metrics = [metric for metric in COLUMNS if metric in there]
@@ -71,12 +78,12 @@ def attack_rows(
 
 
 def left_out(attacks: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    """Each part of an attack that was left out, and why."""
-    return [
-        (f"{name}, {variant.replace('_', ' ')}", reason)
-        for name, attack in attacks.items()
-        for variant, reason in attack["missing"].items()
-    ]
+    """The parts of attacks that were left out, and why."""
+    parts: dict[tuple[str, str], list[str]] = {}
+    for name, attack in attacks.items():
+        for variant, reason in attack["missing"].items():
+            parts.setdefault((name, reason), []).append(variant.replace("_", " "))
+    return [(f"{name} ({', '.join(variants)})", reason) for (name, reason), variants in parts.items()]
 
 
 def attack_table(attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict[str, Any]]) -> Table:
@@ -94,10 +101,10 @@ def attack_table(attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict
     """
     headings, lines = attack_rows(attacks, evaluations)
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), caption_justify="left", caption_style="")
-    table.add_column("Attack", max_width=20)
+    table.add_column("Attack", min_width=20, max_width=22)
     table.add_column("Model")
     for heading in headings:
-        table.add_column(heading, justify="right", max_width=10)
+        table.add_column(heading, justify="right", max_width=8)
     last = None
     for line in lines:
         if last not in (None, line["attack"]):
@@ -109,13 +116,6 @@ def attack_table(attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict
         caption.append(f"\nLeft out: {label}. {reason[:1].upper()}{reason[1:]}.", style="not dim")
     table.caption = caption
     return table
-
-
-# What the numbers of an attack are of
-NOTES = {
-    "relearn": "Relearn: after the last step, of the forget rows that were not trained on.",
-    "sample": "Sample: of each row, the worst of k answers drawn at temperature 1.",
-}
 
 
 def _title(name: str, part: dict[str, Any]) -> str:
@@ -132,4 +132,5 @@ def _numbers(part: dict[str, Any]) -> dict[str, float]:
 def _format(metric: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.{1 if metric in ('privleak', 'forget_quality') else 3}f}"
+    digits = 1 if metric in ("privleak", "forget_quality") else 3
+    return f"{round(value, digits) + 0:.{digits}f}"  # and no -0.0

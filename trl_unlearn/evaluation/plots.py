@@ -22,6 +22,12 @@ TRAJECTORY_METRICS = ("forget_probability", "forget_rougeL_recall", "forget_extr
 RELEARNED_METRICS = (
     "leaked", "forget_verbmem", "forget_rougeL_recall", "forget_probability", "forget_extraction_strength",
 )  # fmt: skip
+RELEARN_SUBSETS = {
+    "random": "on random forget rows",
+    "shortest": "on the shortest answers",
+    "held_out": "on other people or groups",
+    "retain": "on the retain set",
+}
 # Okabe and Ito's colours, which stay apart for colour-blind readers; black and grey are the two reference models.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -138,7 +144,7 @@ def plot_trajectory(evaluations: list[dict], path: str | Path) -> None:
 
 def plot_relearning(relearned: dict[str, list[dict[str, Any]]], path: str | Path) -> None:
     """
-    How fast a model takes up again what it should have forgotten: a panel a subset it is trained on, a row a metric.
+    How fast a model takes up again what it should have forgotten: a column a subset it is trained on, a row a metric.
 
     Args:
         relearned (`dict[str, list[dict]]`):
@@ -147,6 +153,7 @@ def plot_relearning(relearned: dict[str, list[dict[str, Any]]], path: str | Path
         path (`str` or `Path`):
             Picture to write.
     """
+    relearned = {model: relearned[model] for model in ("before", "after", "retained") if model in relearned}
     there = {metric for measured in relearned.values() for part in measured for metric in part["summary"]}
     metrics = [metric for metric in RELEARNED_METRICS if metric in there][:2]
     subsets = list(dict.fromkeys(part["variant"] for measured in relearned.values() for part in measured))
@@ -166,9 +173,10 @@ def plot_relearning(relearned: dict[str, list[dict[str, Any]]], path: str | Path
     for row, metric in enumerate(metrics):
         panels[row, 0].set_ylabel(metric_label(metric)[0].replace(" ", "\n", 1))
     for column, subset in enumerate(subsets):
-        panels[0, column].set_title(f"trained on\n{subset.replace('_', ' ')}", fontsize=10)
+        panels[0, column].set_title(RELEARN_SUBSETS.get(subset, subset), fontsize=10)
         panels[-1, column].set_xlabel("optimizer step")
     panels[0, 0].set_ylim(-0.04, 1.04)
+    figure.suptitle("Forget rows that were not trained on, while the model is fine-tuned")
     _legend(figure, panels[0, 0], beside=False)
     _save(figure, path)
 
