@@ -47,7 +47,11 @@ def test_shortest_answers_whatever_the_columns():
         {"question": ["?"] * 4, "answer": texts},
         {"prompt": ["?"] * 4, "completion": texts},
         {"text": texts},
-        {"messages": [[{"role": "user", "content": "?" * 99}, {"role": "assistant", "content": text}] for text in texts]},
+        {
+            "messages": [
+                [{"role": "user", "content": "?" * 99}, {"role": "assistant", "content": text}] for text in texts
+            ]
+        },
     ):
         assert split_rows(Dataset.from_dict(columns), "shortest", 0.5)[0] == [1, 3]
 

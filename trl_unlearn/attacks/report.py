@@ -23,13 +23,6 @@ COLUMNS = {
     "mmlu": "MMLU",
 }
 _MODELS = ("before", "after", "retained")
-_TITLES = {"relearn": "Relearn", "quantize": "Quantize", "sample": "Sample", "paraphrase": "", "adapter": "Adapter,"}
-
-# What the numbers of an attack are of
-NOTES = {
-    "relearn": "Relearn: after the last step, of the forget rows that were not trained on.",
-    "sample": "Sample: of each row, the worst of k answers drawn at temperature 1.",
-}
 
 
 def attack_rows(
@@ -52,13 +45,7 @@ def attack_rows(
     for name, attack in attacks.items():
         for model in _MODELS:
             for part in attack["results"].get(model, []):
-                groups.setdefault(_title(name, part), {})[model] = part
-    steps = [part["step"] for group in groups.values() for part in group.values() if "step" in part]
-    groups = {
-        title: group
-        for title, group in groups.items()
-        if all(part.get("step") in (None, max(steps, default=None)) for part in group.values())
-    }
+                groups.setdefault(_title(name, part), {})[model] = part  # of relearning, the last step stays
     numbers = {
         title: {model: _numbers(group[model]) for model in _MODELS if model in group}
         for title, group in groups.items()
@@ -75,6 +62,17 @@ def attack_rows(
         for model, values in group.items()
     ]
     return [COLUMNS[metric] for metric in metrics], lines
+
+
+def attack_notes(attacks: dict[str, dict[str, Any]]) -> list[str]:
+    """What the numbers of some attacks are of."""
+    notes = []
+    if "relearn" in attacks and attacks["relearn"]["results"]:
+        steps = max(attacks["relearn"]["settings"]["steps"])
+        notes.append(f"Relearn: after {steps} optimizer steps, of the forget rows that were not trained on.")
+    if "sample" in attacks and attacks["sample"]["results"]:
+        notes.append("Sample: of each row, the worst of k answers drawn at temperature 1.")
+    return notes
 
 
 def left_out(attacks: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
@@ -101,17 +99,17 @@ def attack_table(attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict
     """
     headings, lines = attack_rows(attacks, evaluations)
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), caption_justify="left", caption_style="")
-    table.add_column("Attack", min_width=20, max_width=22)
+    table.add_column("Attack", min_width=21, max_width=22)
     table.add_column("Model")
     for heading in headings:
-        table.add_column(heading, justify="right", max_width=8)
+        table.add_column(heading.replace(" ", "\n"), justify="right")
     last = None
     for line in lines:
         if last not in (None, line["attack"]):
             table.add_row()
         table.add_row("" if line["attack"] == last else line["attack"], line["model"], *line["cells"])
         last = line["attack"]
-    caption = Text("\n" + "\n".join(NOTES[name] for name in NOTES if name in attacks), style="dim")
+    caption = Text("\n" + "\n".join(attack_notes(attacks)), style="dim")
     for label, reason in left_out(attacks):
         caption.append(f"\nLeft out: {label}. {reason[:1].upper()}{reason[1:]}.", style="not dim")
     table.caption = caption
@@ -119,9 +117,9 @@ def attack_table(attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict
 
 
 def _title(name: str, part: dict[str, Any]) -> str:
-    title = f"{_TITLES.get(name, name)} {part['variant'].replace('_', ' ')}".strip()
-    title = title[:1].upper() + title[1:]
-    return f"{title}, {part['step']} steps" if "step" in part else title
+    variant = part["variant"].replace("_", " ")
+    title = variant if name == "paraphrase" else f"{name}, {variant}"
+    return title[:1].upper() + title[1:]
 
 
 def _numbers(part: dict[str, Any]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ..attacks.report import NOTES, attack_rows, left_out
+from ..attacks.report import attack_notes, attack_rows, left_out
 from ..files import write_text
 
 
@@ -445,8 +445,7 @@ def _attacks(results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         return None
     evaluations = {"before": results.get("Before"), "after": after, "retained": results.get(RETAINED)}
     headings, lines = attack_rows(attacks, {name: result for name, result in evaluations.items() if result})
-    notes = [note for name, note in NOTES.items() if name in attacks]
-    return {"headings": headings, "lines": lines, "notes": notes, "missing": left_out(attacks)}
+    return {"headings": headings, "lines": lines, "notes": attack_notes(attacks), "missing": left_out(attacks)}
 
 
 def _title(results: dict[str, dict[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from huggingface_hub import __version__ as hub_version
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
-from ..attacks.report import NOTES, attack_rows, left_out
+from ..attacks.report import attack_notes, attack_rows, left_out
 from ..evaluation.report import DIRECTIONS, SET_METRICS, metric_label, missing_metrics, summary_rows
 from ..files import write_text
 from .markdown import as_code, as_markdown, as_number, as_text, fence, python_string, slug
@@ -389,7 +389,7 @@ def _attacks(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The table of the attacks, one row a model, and how they were made."""
     attacks = evaluations["after"]["attacks"]
     headings, lines = attack_rows(attacks, evaluations)
-    notes = [NOTES[name] for name in NOTES if name in attacks]
+    notes = attack_notes(attacks)
     for name, attack in attacks.items():
         quantizers = {
             part["quantizer"] for parts in attack["results"].values() for part in parts if "quantizer" in part

@@ -14,16 +14,18 @@ under `attacks`, and in `report.html`. Killed and started again, it goes on with
 
 from dataclasses import dataclass, field
 
-from trl_unlearn.attacks.arguments import ATTACKS
-from trl_unlearn.scripts.evaluate import SOURCES as EVALUATION_SOURCES
 from trl_unlearn.scripts.evaluate import EvaluateScriptArguments, evaluate
 from trl_unlearn.scripts.help import shows_help
 
 
 # Where its options are written down, for its help
 SOURCES = {
-    title: [("trl_unlearn.scripts.attack", "AttackScriptArguments"), *classes]
-    for title, classes in EVALUATION_SOURCES.items()
+    "Model and output": [
+        ("trl_unlearn.scripts.attack", "AttackScriptArguments"),
+        ("trl_unlearn.scripts.evaluate", "EvaluateScriptArguments"),
+        ("trl_unlearn.attacks.arguments", "AttackArguments"),
+        ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),
+    ]
 }
 
 
@@ -38,7 +40,7 @@ class AttackScriptArguments(EvaluateScriptArguments):
     """
 
     attacks: list[str] = field(
-        default_factory=lambda: list(ATTACKS),
+        default_factory=lambda: ["relearn", "quantize", "sample", "paraphrase", "adapter"],
         metadata={"help": "Attacks: relearn, quantize, sample, paraphrase, adapter."},
     )
 

@@ -26,8 +26,8 @@ from trl_unlearn.scripts.help import shows_help
 SOURCES = {
     "Model and output": [
         ("trl_unlearn.scripts.evaluate", "EvaluateScriptArguments"),
+        ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),  # whose groups come first here
         ("trl_unlearn.attacks.arguments", "AttackArguments"),
-        ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),
     ]
 }
 
