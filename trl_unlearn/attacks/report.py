@@ -8,7 +8,7 @@ from rich.text import Text
 
 # Columns of the table, of those metrics that there are
 COLUMNS = {
-    "forget_quality": "Forget quality, log10 p",
+    "forget_quality": "Forget quality, log10\u00a0p",
     "model_utility": "Model utility",
     "forget_probability": "Forget prob.",
     "forget_rougeL_recall": "Forget ROUGE-L",
@@ -39,13 +39,15 @@ def attack_rows(
 
     Returns:
         `tuple[list, list]`: Headings of the columns of numbers, and the lines: `attack`, `model`, and `cells`, `"–"` where
-        there is no number. Of relearning, after the last step.
+        there is no number. Of relearning, the highest of each forget metric after any of the steps: an attacker stops when
+        it is best to.
     """
     groups: dict[str, dict[str, dict[str, Any]]] = {"No attack": evaluations}
     for name, attack in attacks.items():
         for model in _MODELS:
-            for part in attack["results"].get(model, []):
-                groups.setdefault(_title(name, part), {})[model] = part  # of relearning, the last step stays
+            parts = attack["results"].get(model, [])
+            for part in _worst_of_steps(parts) if name == "relearn" else parts:
+                groups.setdefault(_title(name, part), {})[model] = part
     numbers = {
         title: {model: _numbers(group[model]) for model in _MODELS if model in group}
         for title, group in groups.items()
@@ -68,8 +70,10 @@ def attack_notes(attacks: dict[str, dict[str, Any]]) -> list[str]:
     """What the numbers of some attacks are of."""
     notes = []
     if "relearn" in attacks and attacks["relearn"]["results"]:
-        steps = max(attacks["relearn"]["settings"]["steps"])
-        notes.append(f"Relearn: after {steps} optimizer steps, of the forget rows that were not trained on.")
+        steps = ", ".join(map(str, attacks["relearn"]["settings"]["steps"]))
+        notes.append(
+            f"Relearn: the highest after {steps} optimizer steps, of the forget rows that were not trained on."
+        )
     if "sample" in attacks and attacks["sample"]["results"]:
         notes.append("Sample: of each row, the worst of k answers drawn at temperature 1.")
     return notes
@@ -114,6 +118,17 @@ def attack_table(attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict
         caption.append(f"\nLeft out: {label}. {reason[:1].upper()}{reason[1:]}.", style="not dim")
     table.caption = caption
     return table
+
+
+def _worst_of_steps(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One part a subset, with the highest of each forget metric after training has begun."""
+    worst: dict[str, dict[str, float]] = {}
+    for part in parts:
+        summary = worst.setdefault(part["variant"], {})
+        for metric, value in part["summary"].items() if part["step"] > 0 else ():
+            if metric.startswith("forget_") or metric == "leaked":
+                summary[metric] = max(value, summary.get(metric, value))
+    return [{"variant": variant, "summary": summary} for variant, summary in worst.items()]
 
 
 def _title(name: str, part: dict[str, Any]) -> str:
