@@ -262,6 +262,31 @@ def test_muse(unlearned_dir, people, tmp_path):
 
 
 @pytest.mark.slow
+def test_wmdp(adapter_dir, people, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lm-eval")
+    rows = [
+        {"question": row["question"], "choices": [row["answer"], *row["perturbed_answer"][:3]], "answer": 0}
+        for row in people["forget_perturbed"]
+    ]
+    folder = write_folder(tmp_path / "wmdp", {"wmdp-bio": {"test": rows}}, file_type="parquet")
+    evaluate(
+        AttackScriptArguments(
+            model_name_or_path=adapter_dir, output_dir=str(tmp_path), eval_benchmark="wmdp", eval_dataset=folder,
+            eval_splits=["wmdp_bio"], adapter_scales=[0.0],
+        )
+    )  # fmt: skip
+    result = read(tmp_path)
+    attacks = result["attacks"]
+    (base,) = attacks["adapter"]["results"]["after"]
+    # what bits do to the base is seen beside the base
+    assert variants(result, "quantize", "before") == ["8 bits", "4 bits"]
+    assert abs(attacks["quantize"]["results"]["before"][0]["summary"]["wmdp_bio"] - base["summary"]["wmdp_bio"]) < 0.2
+    assert base["intervals"]["wmdp_bio"]["n"] == len(rows)
+    assert "no forget rows to fine-tune on" in attacks["relearn"]["missing"]["random"]
+    assert "WMDP has no paraphrased questions" in attacks["paraphrase"]["missing"]["paraphrased questions"]
+
+
+@pytest.mark.slow
 def test_how_it_is_relearned_follows_the_unlearning(unlearned_dir, adapter_dir, data_dir, tmp_path):
     common = {
         "output_dir": str(tmp_path),

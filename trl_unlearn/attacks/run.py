@@ -153,11 +153,11 @@ def finished_attacks(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `dict`: By name, the attacks.
     """
-    if not path.is_file():
+    identity = json.loads(json.dumps(_identity(result)))
+    if identity["model"] is None or not path.is_file():  # lm-eval's results do not say which weights they are of
         return {}
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    same = _identity(earlier) == json.loads(json.dumps(_identity(result)))
-    return earlier.get("attacks", {}) if same else {}
+    return earlier.get("attacks", {}) if _identity(earlier) == identity else {}
 
 
 def run_attacks(

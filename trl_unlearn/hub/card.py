@@ -389,7 +389,7 @@ def _attacks(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The table of the attacks, one row a model, and how they were made."""
     attacks = evaluations["after"]["attacks"]
     headings, lines = attack_rows(attacks, evaluations)
-    notes = attack_notes(attacks)
+    notes = [as_markdown(note) for note in attack_notes(attacks)]
     for name, attack in attacks.items():
         quantizers = {
             part["quantizer"] for parts in attack["results"].values() for part in parts if "quantizer" in part
