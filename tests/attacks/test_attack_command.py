@@ -196,8 +196,8 @@ def test_goes_on_where_it_was_killed(unlearned_dir, data_dir, tmp_path):
 def test_rows_of_ones_own(unlearned_dir, people, tmp_path):
     rows = {
         name: [
-            {"prompt": row["question"], "completion": " " + row["answer"], "who": row["person"]}
-            for row in people[name][:48:3]
+            {"prompt": row["question"], "completion": " " + row["answer"], "who": row["person"], "what": index // 4}
+            for index, row in enumerate(people[name][:48:3])
         ]
         for name in ("forget", "retain")
     }
@@ -217,6 +217,9 @@ def test_rows_of_ones_own(unlearned_dir, people, tmp_path):
     evaluate(grouped)
     (start, *_) = read(tmp_path)["attacks"]["relearn"]["results"]["after"]
     assert start["trained"] == 8 and start["intervals"]["forget_probability"]["n"] == 8
+    evaluate(replace(grouped, attack_group_column="what"))  # is not taken for what was found with another column
+    (start, *_) = read(tmp_path)["attacks"]["relearn"]["results"]["after"]
+    assert start["trained"] == 4
     with pytest.raises(ValueError, match="`--attack_group_column` is whom"):
         evaluate(replace(grouped, attack_group_column="whom"))
 

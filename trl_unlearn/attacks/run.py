@@ -93,13 +93,22 @@ class Target:
         self.sets = load_sets(self.arguments, self.split)[0] if self.has_rows else {}
 
     def evaluate(
-        self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, keep_rows: bool = True
+        self,
+        model: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        model_name: str | None = None,
+        keep_rows: bool = True,
     ) -> dict[str, Any]:
-        """Everything, as the evaluation without attacks; `keep_rows` for a model that will not be seen again is no use."""
+        """Everything, as without attacks. To keep the rows of weights that nobody will see again is of no use."""
         arguments = replace(self.arguments, retain_model=None, retain_logs=None)
-        cache_dir = self.cache_dir if keep_rows else None
         return evaluate_as_asked(
-            model, processing_class, arguments, self.split, retained=self.retained, cache_dir=cache_dir
+            model,
+            processing_class,
+            arguments,
+            self.split,
+            model_name=model_name,
+            retained=self.retained,
+            cache_dir=self.cache_dir if keep_rows else None,
         )
 
     def evaluate_forget(
@@ -198,7 +207,8 @@ def run_attacks(
     subjects = [Subject("after", _load_unlearned(arguments), result)]
     load_original = _load_original(arguments, is_adapter="base_model" in result.get("model", {}))
     if load_original is not None:
-        original = _evaluated(target, load_original, arguments.original_model or result["model"]["base_model"])
+        name = arguments.original_model or result["model"]["base_model"]
+        original = target.evaluate(*load_original(), model_name=name)
         subjects.append(Subject("before", load_original, original))
         before = before or original
     if arguments.retain_model is not None:
@@ -239,7 +249,10 @@ def _run_part(
     run = prepare(variant, settings, subject, target)
     digest = subject.result["model"].get("sha256")  # lm-eval's results have none
     store = RowStore(target.cache_dir if digest else None, digest)
-    part = (variant, json.dumps([settings, _identity(subject.result)], sort_keys=True))
+    reference = ((target.retained or {}).get("model") or {}).get("sha256")
+    depends_on = [settings, _identity(subject.result), reference, target.arguments.eval_extra_metrics]
+    depends_on.append(target.arguments.attack_group_column)
+    part = (variant, json.dumps(depends_on, sort_keys=True))
     if found := store.finished(f"attack {attack}", [part]):
         return found[part]
     model, processing_class = subject.load()
@@ -446,20 +459,6 @@ def _load_original(arguments: AttackArguments, is_adapter: bool) -> Callable[[],
         return take_off(model), processing_class
 
     return load_base
-
-
-def _evaluated(target: Target, load: Callable[[], Loaded], name: str) -> dict[str, Any]:
-    model, processing_class = load()
-    arguments = replace(target.arguments, retain_model=None, retain_logs=None)
-    return evaluate_as_asked(
-        model,
-        processing_class,
-        arguments,
-        target.split,
-        model_name=name,
-        retained=target.retained,
-        cache_dir=target.cache_dir,
-    )
 
 
 def _identity(result: dict[str, Any]) -> dict[str, Any]:
