@@ -220,8 +220,6 @@ def test_rows_of_ones_own(unlearned_dir, people, tmp_path):
     evaluate(replace(grouped, attack_group_column="what"))  # is not taken for what was found with another column
     (start, *_) = read(tmp_path)["attacks"]["relearn"]["results"]["after"]
     assert start["trained"] == 4
-    with pytest.raises(ValueError, match="`--attack_group_column` is whom"):
-        evaluate(replace(grouped, attack_group_column="whom"))
 
 
 def test_muse(unlearned_dir, people, tmp_path):
@@ -310,9 +308,27 @@ def test_how_it_is_relearned_follows_the_unlearning(unlearned_dir, adapter_dir, 
         assert (settings["learning_rate"], settings["lora_r"]) == (learning_rate, lora_r), options
 
 
+def test_what_is_wrong_is_said_before_any_work(unlearned_dir, data_dir, tmp_path):
+    arguments = AttackScriptArguments(
+        model_name_or_path=unlearned_dir,
+        output_dir=str(tmp_path / "out"),
+        eval_benchmark="world",
+        eval_dataset=data_dir,
+    )
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate(replace(arguments, original_model=str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match="`--attack_group_column` is whom, and the forget set has the columns"):
+        evaluate(replace(arguments, attack_group_column="whom"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"attack_group_column": "who", "eval_benchmark": "muse"},
+            "`attack_group_column` is for rows, which muse does not",
+        ),
         ({"attacks": ["relern"]}, "`attacks` has relern; expected some of relearn, quantize"),
         ({"relearn_subsets": ["all"]}, "`relearn_subsets` has all; expected some of random"),
         ({"quantize_bits": [3]}, "`quantize_bits` has 3; expected some of 8, 4"),
@@ -325,7 +341,7 @@ def test_how_it_is_relearned_follows_the_unlearning(unlearned_dir, adapter_dir, 
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
-        AttackArguments(eval_benchmark="world", **options)
+        AttackArguments(**({"eval_benchmark": "world"} | options))
 
 
 @pytest.mark.slow

@@ -124,5 +124,9 @@ class AttackArguments(EvaluationArguments):
                 raise ValueError(f"`{option}` is {value}; expected a number above 0.")
         if self.relearn_lora_r is not None and self.relearn_lora_r < 0:
             raise ValueError(f"`relearn_lora_r` is {self.relearn_lora_r}; expected a rank, or 0 for all weights.")
+        if self.attack_group_column is not None and self.eval_benchmark in ("muse", "wmdp"):
+            raise ValueError(
+                f"`attack_group_column` is for rows, which {self.eval_benchmark} does not have. Leave it out."
+            )
         if not 0 < self.relearn_share < 1:
             raise ValueError(f"`relearn_share` is {self.relearn_share}; expected a number between 0 and 1.")

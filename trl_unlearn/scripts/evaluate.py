@@ -84,7 +84,7 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     from accelerate import PartialState
     from rich.console import Console
 
-    from trl_unlearn.attacks.run import check_launch, finished_attacks
+    from trl_unlearn.attacks.run import check_attacks, finished_attacks
     from trl_unlearn.evaluation.benchmarks import evaluate_as_asked, evaluate_retained, load_sets, splits_of, target_of
     from trl_unlearn.evaluation.loading import load_model
     from trl_unlearn.evaluation.logs import read_log
@@ -98,7 +98,7 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
         for split in splits:  # what is wrong with the data is said before the model is loaded
             load_sets(arguments, split)
     if arguments.attacks:
-        check_launch()
+        check_attacks(arguments)
     before = read_log(arguments.before_logs) if arguments.before_logs is not None else None
     model, tokenizer = load_model(
         arguments.model_name_or_path, arguments.model_revision, arguments.dtype, arguments.base_model
