@@ -1,0 +1,157 @@
+"""What the studies of trained models share: models that are trained once, trainers from recipes, and their rows scored."""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from datasets import Dataset
+from rich.console import Console
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from trl import ModelConfig
+
+import trl_unlearn
+from trl_unlearn import UnlearningTrainer
+from trl_unlearn.data.encoding import encode_dataset
+from trl_unlearn.files import write_json, write_text
+from trl_unlearn.recipes import recipe_path
+from trl_unlearn.scripts.parsing import RecipeParser
+from trl_unlearn.scripts.quickstart import Job, run_jobs
+from trl_unlearn.scripts.unlearn import UnlearningScriptArguments, make_trainer
+from trl_unlearn.world import generate_world, save_world
+
+
+def be_quiet() -> None:
+    """Leaves the screen to the study's own progress bar."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+@dataclass
+class Training:
+    """
+    A model that is trained from nothing.
+
+    Args:
+        data (`Path`):
+            Folder of a data set that `trl_unlearn.world.save_world` wrote.
+        config (`str`):
+            Configuration of it to train on.
+        directory (`Path`):
+            Folder of the model.
+        flags (`tuple[str, ...]`, *optional*):
+            Further options of `python -m trl_unlearn.world.train`.
+    """
+
+    data: Path
+    config: str
+    directory: Path
+    flags: tuple[str, ...] = ()
+
+
+def train_models(trainings: list[Training], console: Console) -> None:
+    """Trains models, as many at once as there are cores, but for those that are there from an earlier run."""
+    jobs, markers = [], {}
+    for training in trainings:
+        # The README holds the hashes of the rows
+        parts = [(training.data / "README.md").read_text(encoding="utf-8"), training.config, *training.flags]
+        made_from = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        marker = training.directory / "made_from.sha256"
+        if marker.exists() and marker.read_text() == made_from:
+            continue
+        markers[marker] = made_from
+        # On one thread in any case: several are slower where the cores are shared
+        command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "trl_unlearn.world.train"]
+        command += [f"--dataset_name={training.data}", f"--dataset_config={training.config}", *training.flags]
+        command += [f"--output_dir={training.directory}"]
+        title = "/".join(training.directory.parts[-2:])
+        jobs.append(Job(title, command, training.directory.with_name(f"{training.directory.name}.log")))
+    run_jobs(jobs, console)
+    for marker, made_from in markers.items():
+        write_text(made_from, marker)
+
+
+def make_worlds(worlds_dir: str, seeds: list[int], num_people: int, training_epochs: int, console: Console) -> None:
+    """Worlds of which an eighth of the people is to be forgotten, in `data`, and the models that know all, in `target`."""
+    trainings = []
+    for directory, seed in ((Path(worlds_dir) / f"world-{seed}", seed) for seed in seeds):
+        save_world(generate_world(seed, num_people, num_people // 8), directory / "data")
+        flags = (f"--num_train_epochs={training_epochs}",)
+        trainings.append(Training(directory / "data", "full", directory / "target", flags))
+    train_models(trainings, console)
+
+
+def once(path: Path, options: dict[str, Any], run: Callable[[], Any]) -> Any:
+    """What `run` returned when it was run with these options, in this call or in an earlier one that was stopped later."""
+    if path.exists() and (saved := json.loads(path.read_text(encoding="utf-8")))["options"] == options:
+        return saved["result"]
+    result = run()
+    write_json({"options": options, "result": result}, path)
+    return result
+
+
+def trainer_of(method: str, recipe: str, **changes: Any) -> UnlearningTrainer:
+    """
+    The trainer that a recipe describes.
+
+    Args:
+        method (`str`):
+            `"NPO"`, `"SimNPO"` or `"AltPO"`.
+        recipe (`str`):
+            Name of the recipe below `recipes/`.
+        changes:
+            Options that differ from the recipe.
+    """
+    options = {"config": recipe_path(recipe), "disable_tqdm": True, "logging_strategy": "no", **changes}
+    parser = RecipeParser((UnlearningScriptArguments, getattr(trl_unlearn, f"{method}Config"), ModelConfig))
+    parsed = parser.parse([part for key, value in options.items() for part in (f"--{key}", str(value))])
+    trainer = make_trainer(getattr(trl_unlearn, f"{method}Trainer"), *parsed)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class Completions:
+    """
+    The completions of some rows, to be scored at once.
+
+    Args:
+        rows ([`~datasets.Dataset`]):
+            Rows with the columns `question` and `answer`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the models.
+
+    Attributes:
+        lengths (`torch.Tensor`): Tokens of each completion with its EOS, of shape `(rows,)`.
+    """
+
+    def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase):
+        encoded = encode_dataset(rows.select_columns(["question", "answer"]), tokenizer, "rows", max_length=None)
+        ids = [torch.tensor(row["input_ids"]) for row in encoded]
+        self.inputs = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        }
+        labels = pad_sequence([torch.tensor(row["labels"]) for row in encoded], True, padding_value=-100)[:, 1:]
+        self.predicts = labels != -100
+        self.labels = labels[self.predicts]
+        self.lengths = self.predicts.sum(dim=1)
+
+    @torch.no_grad()
+    def log_probs(self, model: PreTrainedModel) -> torch.Tensor:
+        """Log-probabilities of every token at each completion token, of shape `(tokens, vocabulary)`, in nats."""
+        return model(**self.inputs).logits[:, :-1][self.predicts].float().log_softmax(dim=-1)
+
+    def nll(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihoods of the completions by these log-probabilities, of shape `(rows,)`, in nats."""
+        of_tokens = -log_probs.gather(1, self.labels[:, None]).squeeze(1)
+        return torch.stack([row.sum() for row in of_tokens.split(self.lengths.tolist())])
