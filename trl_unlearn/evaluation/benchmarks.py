@@ -75,13 +75,6 @@ def evaluate_as_asked(
         target = target_of(model, model_name)
         retained = evaluate_retained(arguments, split, target, dataset_name, cache_dir, show_progress)
     benchmark = arguments.eval_benchmark
-    common = {
-        "extra_metrics": arguments.eval_extra_metrics,
-        "compat": arguments.eval_compat,
-        "cache_dir": cache_dir,
-        "max_batch_tokens": arguments.eval_max_batch_tokens,
-        "show_progress": show_progress,
-    }
     if benchmark == "wmdp":
         from .wmdp import evaluate_wmdp  # lm-eval is an option
 
@@ -101,29 +94,11 @@ def evaluate_as_asked(
             corpus=split,
             revision=arguments.eval_dataset_revision,
             retained=retained,
-            **common,
+            **_common_options(arguments, cache_dir, show_progress),
         )
     else:
         sets, sources = load_sets(arguments, split, dataset_name)
-        utility_sets = {name: rows for name, rows in sets.items() if name not in ("forget", "retain", "holdout")}
-        world = benchmark == "world"
-        result = evaluate_unlearning(
-            model,
-            processing_class,
-            sets["forget"],
-            sets.get("retain"),
-            utility_sets,
-            sets.get("holdout"),
-            retained=retained,
-            truth_ratio_question=arguments.eval_truth_ratio_question
-            or ("paraphrased_question" if world else "question"),
-            max_new_tokens=arguments.eval_max_new_tokens or (32 if world else 200),
-            grammar=grammar if world else None,
-            question_answer_template=arguments.eval_question_answer_template,
-            system_prompt=arguments.eval_system_prompt,
-            chat_template_kwargs=arguments.eval_chat_template_kwargs,
-            **common,
-        )
+        result = evaluate_sets(model, processing_class, arguments, sets, retained, cache_dir, show_progress)
         for name, source in sources.items():
             result["data"][name] = source | result["data"][name]
     if model_name is not None:
@@ -134,6 +109,77 @@ def evaluate_as_asked(
         "split": split,
         **({"retain_reference": retained["model"]} if retained is not None else {}),
         **{key: value for key, value in result.items() if key != "schema"},
+    }
+
+
+def evaluate_sets(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    arguments: EvaluationArguments,
+    sets: dict[str, datasets.Dataset],
+    retained: dict[str, Any] | None = None,
+    cache_dir: Path | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """
+    Evaluates on these sets, or these of their rows, as `arguments` say.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        arguments ([`EvaluationArguments`]):
+            How to evaluate.
+        sets (`dict[str, Dataset]`):
+            What [`load_sets`] gives: `"forget"`, and maybe `"retain"`, `"holdout"` and other sets to be kept.
+        retained (`dict`, *optional*):
+            The retained model's result of the same forget rows.
+        cache_dir (`Path`, *optional*):
+            Folder for finished rows.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `dict`: What [`evaluate_unlearning`] returns.
+    """
+    world = arguments.eval_benchmark == "world"
+    return evaluate_unlearning(
+        model,
+        processing_class,
+        sets["forget"],
+        sets.get("retain"),
+        {name: rows for name, rows in sets.items() if name not in ("forget", "retain", "holdout")},
+        sets.get("holdout"),
+        retained=retained,
+        truth_ratio_question=truth_ratio_question(arguments),
+        max_new_tokens=max_new_tokens(arguments),
+        grammar=grammar if world else None,
+        question_answer_template=arguments.eval_question_answer_template,
+        system_prompt=arguments.eval_system_prompt,
+        chat_template_kwargs=arguments.eval_chat_template_kwargs,
+        **_common_options(arguments, cache_dir, show_progress),
+    )
+
+
+def max_new_tokens(arguments: EvaluationArguments) -> int:
+    """Longest generated answer, in tokens: what is asked for, or the benchmark's usual one."""
+    return arguments.eval_max_new_tokens or (32 if arguments.eval_benchmark == "world" else 200)
+
+
+def truth_ratio_question(arguments: EvaluationArguments) -> str:
+    """Column with the question that paraphrased and perturbed answers reply to."""
+    usual = "paraphrased_question" if arguments.eval_benchmark == "world" else "question"
+    return arguments.eval_truth_ratio_question or usual
+
+
+def _common_options(arguments: EvaluationArguments, cache_dir: Path | None, show_progress: bool) -> dict[str, Any]:
+    return {
+        "extra_metrics": arguments.eval_extra_metrics,
+        "compat": arguments.eval_compat,
+        "cache_dir": cache_dir,
+        "max_batch_tokens": arguments.eval_max_batch_tokens,
+        "show_progress": show_progress,
     }
 
 

@@ -275,6 +275,7 @@ def _body(results: dict[str, Any], title: str, repo_id: str | None, files: Colle
         "sentence": _sentence(results),
         "table": _table(evaluations) if after else None,
         "evaluation": _evaluation(after, evaluations.get("retained")) if after else None,
+        "requests": _requests(results["requests"]) if results["requests"] else None,
         "repo_id": repo_id,
         "question": _question(after or evaluations.get("before")),
         "is_adapter": _is_adapter(results),
@@ -381,6 +382,33 @@ def _evaluation(after: dict[str, Any], retained: dict[str, Any] | None) -> list[
         revision = f", revision {as_code(as_text(model['revision']))}" if model.get("revision") else ""
         lines.append(("Retained model", as_code(as_text(name)) + revision))
     return lines
+
+
+def _requests(requests: list[dict[str, Any]]) -> dict[str, list]:
+    """The table of the deletion requests, with a column for each metric and moment that there is."""
+    moments = {"before": "before", "after": "after", "last": "after the last request"}
+    columns = [
+        (moment, metric)
+        for metric in dict.fromkeys(metric for request in requests for metric in request["after"])
+        for moment in (moments if metric.startswith("forget") else ("after",))
+    ]
+    labels = [f"{metric_label(metric)[0]}, {moments[moment]}" for moment, metric in columns]
+    named = any("name" in request for request in requests)
+    rows = []
+    for request in requests:
+        rows.append(
+            [
+                as_number(request["number"]),
+                *([as_markdown(as_text(request.get("name", "")))] if named else []),
+                as_markdown(as_text(request["date"])[:16].replace("T", " ")),
+                as_markdown(as_text(request["method"])),
+                as_number(request["n"]),
+                as_code(as_text(request["sha256"])[:16]),
+                as_markdown(as_text(request["state"])),
+                *(as_number(request[moment].get(metric)) for moment, metric in columns),
+            ]
+        )
+    return {"labels": ["Name"] * named + ["When (UTC)", "Method", "Rows", "SHA-256", "State", *labels], "rows": rows}
 
 
 def _question(evaluation: dict[str, Any] | None) -> str:
