@@ -1,4 +1,6 @@
-"""A small world divided into requests, each in files of its own, and a ledger that two of them have been trained into."""
+"""
+A small world divided into requests, each in files of its own, and a ledger that two of them have been trained into.
+"""
 
 import json
 import shutil
@@ -20,7 +22,9 @@ def write_rows(rows: list[dict], path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def requests_dir(world, tmp_path_factory) -> Path:
-    """`forget-1.jsonl` to `forget-4.jsonl`, 6 rows each, and `retain.jsonl` with 24 rows more and those of all requests."""
+    """
+    `forget-1.jsonl` to `forget-4.jsonl`, 6 rows each, and `retain.jsonl` with 24 rows more and those of all requests.
+    """
     directory = tmp_path_factory.mktemp("requests")
     rows = [{"question": row["question"], "answer": row["answer"]} for row in world["full"]]
     for number in range(1, 5):
@@ -57,7 +61,9 @@ def train_request(requests_dir, model_dir):
 
 @pytest.fixture(scope="session")
 def own_ledger(train_request, tmp_path_factory) -> Path:
-    """Three requests with adapters of their own, of other ranks and modules. Read only: tests that change it copy it."""
+    """
+    Three requests with adapters of their own, of other ranks and modules. Read only: tests that change it copy it.
+    """
     ledger = tmp_path_factory.mktemp("own") / "ledger"
     train_request(ledger, 1)
     train_request(ledger, 2, "NPO", lora_r=2, lora_alpha=12, lora_target_modules=["q_proj", "o_proj"])
@@ -95,7 +101,10 @@ def other_model_dir(model_dir, tmp_path_factory) -> str:
 
 @pytest.fixture
 def ledger_command(capsys, monkeypatch):
-    """A function that runs `trl-unlearn ledger` in this process and returns what it prints, or what it says where it `fails`."""
+    """
+    A function that runs `trl-unlearn ledger` in this process and returns what it prints, or what it says where it
+    `fails`.
+    """
     monkeypatch.setenv("COLUMNS", "250")
 
     def run(*arguments, fails: bool = False) -> str:

@@ -1,4 +1,6 @@
-"""Training requests into a ledger: what is refused, what is left out of the retain set, and what an interruption leaves."""
+"""
+Training requests into a ledger: what is refused, what is left out of the retain set, and what an interruption leaves.
+"""
 
 import json
 import os

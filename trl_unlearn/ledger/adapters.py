@@ -33,9 +33,11 @@ def load_ledger(
         path (`str` or `Path`):
             Folder of the ledger.
         base_model (`str`, *optional*):
-            Where the base model is now, if it is not where it was: an id on the Hub or a folder, with the same weights.
+            Where the base model is now, if it is not where it was: an id on the Hub or a folder, with the same
+            weights.
         merge (`bool`, *optional*, defaults to `True`):
-            Whether to fold the adapters into the weights. Otherwise they are one adapter, whose rank is the sum of theirs.
+            Whether to fold the adapters into the weights. Otherwise they are one adapter, whose rank is the sum of
+            theirs.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
             Data type of the weights; `"auto"` takes the saved one.
         device_map (`str`, `dict`, …, *optional*):
@@ -92,7 +94,8 @@ def add_adapters(model: "PreTrainedModel", folders: list[Path]) -> PeftModel:
     """
     Adds the sum of LoRA adapters to a model, as one adapter.
 
-    Side by side, the factors of all adapters give the sum of their products, exactly: [s₁B₁ s₂B₂] [A₁; A₂] = s₁B₁A₁ + s₂B₂A₂.
+    Side by side, the factors of all adapters give the sum of their products, exactly: [s₁B₁ s₂B₂] [A₁; A₂] = s₁B₁A₁ +
+    s₂B₂A₂.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -107,8 +110,8 @@ def add_adapters(model: "PreTrainedModel", folders: list[Path]) -> PeftModel:
         FileNotFoundError: If an adapter is missing.
         ValueError: If one does not fit the model.
     """
-    # PEFT's `add_weighted_adapter` does the same in the type of the base, in which the factors would be rounded, and forgets in the
-    # scaling of the sum that ranks may have been stabilized (0.19)
+    # PEFT's `add_weighted_adapter` does the same in the type of the base, in which the factors would be rounded, and
+    # forgets in the scaling of the sum that ranks may have been stabilized (seen with PEFT 0.21)
     names = [folder.name for folder in folders]
     for name, folder in zip(names, folders, strict=True):
         model = load_adapter(model, folder, name)
@@ -159,7 +162,8 @@ def load_adapter(
 
 def check_adds_up(model: PeftModel) -> None:
     """
-    Refuses an adapter that is more than an addition to weights, so that it could neither be added to others nor be undone.
+    Refuses an adapter that is more than an addition to weights, so that it could neither be added to others nor be
+    undone.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -183,6 +187,6 @@ def check_adds_up(model: PeftModel) -> None:
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         raise ValueError(
-            f"The adapters of a ledger are added to each other, and this one is not an addition to weight matrices: {'; '.join(found)}. "
-            "Use LoRA on linear modules, for example `--lora_target_modules all-linear`."
+            "The adapters of a ledger are added to each other, and this one is not an addition to weight matrices: "
+            f"{'; '.join(found)}. Use LoRA on linear modules, for example `--lora_target_modules all-linear`."
         )

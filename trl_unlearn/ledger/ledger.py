@@ -46,11 +46,11 @@ class Request:
         state (`str`):
             `"applied"` or `"undone"`.
         evaluation (`dict` or `None`):
-            How it was evaluated: the `arguments` that differ from the defaults, `dataset_name`, and `sha256` of the forget set of the
-            evaluation.
+            How it was evaluated: the `arguments` that differ from the defaults, `dataset_name`, and `sha256` of the
+            forget set of the evaluation.
         results (`dict`):
-            `before` and `after`: summaries of the evaluations before and after its training; `later`: by the number of a later
-            request, that of its forget set after that one.
+            `before` and `after`: summaries of the evaluations before and after its training; `later`: by the number of
+            a later request, that of its forget set after that one.
     """
 
     number: int
@@ -86,8 +86,8 @@ class Ledger:
         path (`Path`):
             Folder.
         base (`dict` or `None`):
-            `name` and `revision` (commit on the Hub) of the base model, or of one in a folder its `sha256`. `None` before the first
-            request.
+            `name` and `revision` (commit on the Hub) of the base model, or of one in a folder its `sha256`. `None`
+            before the first request.
         requests (`list[Request]`):
             All requests, in order.
 
@@ -125,8 +125,8 @@ class Ledger:
             if new:
                 return cls(path)
             raise FileNotFoundError(
-                f"There is no ledger in {path}: expected {LEDGER_FILE} there. Name its folder with `--ledger`; the first request that is "
-                "trained with it makes one."
+                f"There is no ledger in {path}: expected {LEDGER_FILE} there. Name its folder with `--ledger`; the "
+                "first request that is trained with it makes one."
             )
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -155,7 +155,8 @@ class Ledger:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
-                    f"Another process is working on the ledger {self.path}, for example training a request. Wait until it has ended."
+                    f"Another process is working on the ledger {self.path}, for example training a request. Wait "
+                    "until it has ended."
                 ) from None
             yield
 
@@ -191,7 +192,8 @@ class Ledger:
             [`Request`]: The request.
 
         Raises:
-            ValueError: If there is no such request, it is undone already, or later requests were trained on its adapter.
+            ValueError: If there is no such request, it is undone already, or later requests were trained on its
+            adapter.
 
         Example:
 
@@ -202,16 +204,17 @@ class Ledger:
         request = next((request for request in self.requests if request.number == number), None)
         if request is None:
             raise ValueError(
-                f"There is no request {number} in {self.path}. There are {', '.join(str(r.number) for r in self.requests) or 'none'}."
+                f"There is no request {number} in {self.path}. There are "
+                f"{', '.join(str(r.number) for r in self.requests) or 'none'}."
             )
         if request.state == "undone":
             raise ValueError(f"There is nothing to undo: {request} is undone already.")
         builders = self._trained_on(request)
         if builders:
             raise ValueError(
-                f"It cannot be undone: {' and '.join(map(str, builders))} trained the adapter of {request} on, and what each of "
-                "them changed cannot be told apart any more. Undo the last of them first, or train the others anew without "
-                "it, with `--ledger_mode own`, in another ledger."
+                f"It cannot be undone: {', '.join(map(str, builders))} trained the adapter of {request} on, and "
+                "what each of them changed cannot be told apart any more. Undo the last of them first, or train the "
+                "others anew without it, with `--ledger_mode own`, in another ledger."
             )
         request.state = "undone"
         self.write()
@@ -255,8 +258,9 @@ def check_base(ledger: Ledger, base: dict[str, str | None]) -> None:
     keys = ("name", "revision") if ledger.base["revision"] else ("sha256",)
     if any(base[key] != ledger.base[key] for key in keys):
         raise ValueError(
-            f"The base model is {_shown(base)}, but the requests in {ledger.path} were trained on {_shown(ledger.base)}, and their adapters "
-            "belong to its weights. Give that model, or start another ledger with this one."
+            f"The base model is {_shown(base)}, but the requests in {ledger.path} were trained on "
+            f"{_shown(ledger.base)}, and their adapters belong to its weights. Give that model, or start another "
+            "ledger with this one."
         )
 
 

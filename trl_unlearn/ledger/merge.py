@@ -43,7 +43,8 @@ def merge_ledger(
             As for [`load_ledger`].
 
     Returns:
-        `dict[str, float]` or `None`: For a whole model, how far the merge moved the logits, as [`~hub.merge.merge_adapter`] says it.
+        `dict[str, float]` or `None`: For a whole model, how far the merge moved the logits, as
+        [`~hub.merge.merge_adapter`] says it.
 
     Raises:
         FileExistsError: If there is something in `output_dir`.

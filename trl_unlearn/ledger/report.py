@@ -21,8 +21,8 @@ def requests_table(ledger: Ledger) -> Table:
             Ledger.
 
     Returns:
-        [`~rich.table.Table`]: Number, name, when, method, adapter, rows, state; the forget metrics before and after its own training and
-        when they were last measured; and the model utility after it.
+        [`~rich.table.Table`]: Number, name, when, method, adapter, rows, state; the forget metrics before and after
+        its own training and when they were last measured; and the model utility after it.
     """
     metrics = [
         (metric, label)
@@ -72,8 +72,8 @@ def published_requests(ledger: Ledger, with_names: bool = False) -> list[dict[st
             Whether to give their names.
 
     Returns:
-        `list[dict]`: For each request `number`, `date`, `method`, `mode`, `n`, `sha256`, `state`, maybe `name`, and the forget metrics
-        and the utility `before` and `after` its training and when they were `last` measured.
+        `list[dict]`: For each request `number`, `date`, `method`, `mode`, `n`, `sha256`, `state`, maybe `name`, and
+        the forget metrics and the utility `before` and `after` its training and when they were `last` measured.
     """
     wanted = [*METRICS, "model_utility"]
     published = []

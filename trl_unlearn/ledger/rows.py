@@ -14,12 +14,13 @@ def row_hashes(dataset: Dataset, name: str) -> list[str]:
     """
     SHA-256 of the prompt and the completion of each row.
 
-    A question with its answer, the same as messages, and the same as a prompt and a completion of messages have the same hash. It
-    is that of the exact text: one space more makes another row.
+    A question with its answer, the same as messages, and the same as a prompt and a completion of messages have the
+    same hash. It is that of the exact text: one space more makes another row.
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Rows in one of the accepted formats. Of preference rows, the answer to forget (`rejected`) is the completion.
+            Rows in one of the accepted formats. Of preference rows, the answer to forget (`rejected`) is the
+            completion.
         name (`str`):
             Name of the set in messages.
 
@@ -64,8 +65,8 @@ def set_digest(hashes: Iterable[str], salt: str) -> str:
     """
     SHA-256 of a set of rows, in whatever order they come.
 
-    With the salt, which stays in the ledger, nobody who reads the digest on a card can find out by trial what the rows are; whoever
-    has ledger and rows can prove it.
+    With the salt, which stays in the ledger, nobody who reads the digest on a card can find out by trial what the rows
+    are; whoever has ledger and rows can prove it.
     """
     return sha256("\n".join([salt, *sorted(hashes)]).encode()).hexdigest()
 
@@ -92,7 +93,7 @@ def without_rows(dataset: Dataset, hashes: Iterable[str], name: str) -> tuple[Da
     kept = [index for index, digest in enumerate(row_hashes(dataset, name)) if digest not in hashes]
     if not kept:
         raise ValueError(
-            f"All {len(dataset)} rows of the {name} set are to be forgotten, by this request or by an earlier one: none is left "
-            f"to train on. Give a {name} set with other rows."
+            f"All {len(dataset)} rows of the {name} set are to be forgotten, by this request or by an earlier one: "
+            f"none is left to train on. Give a {name} set with other rows."
         )
     return (dataset if len(kept) == len(dataset) else dataset.select(kept)), len(dataset) - len(kept)

@@ -1,4 +1,7 @@
-"""The training of a request: on the base with all earlier ones, into a folder of the ledger, which lists it once it is done."""
+"""
+The training of a request: on the base with all earlier ones, into a folder of the ledger, which lists it once it is
+done.
+"""
 
 import json
 import secrets
@@ -111,8 +114,8 @@ class RequestTraining:
             )
         if model_args.load_in_4bit or model_args.load_in_8bit:
             raise ValueError(
-                "The adapters of earlier requests are added to the weights, which are then rounded otherwise when they are quantized. Leave "
-                "out `load_in_4bit` and `load_in_8bit` with a ledger."
+                "The adapters of earlier requests are added to the weights, which are then rounded otherwise when "
+                "they are quantized. Leave out `load_in_4bit` and `load_in_8bit` with a ledger."
             )
         if is_deepspeed_zero3_enabled():
             raise ValueError(
@@ -120,8 +123,8 @@ class RequestTraining:
             )
         if training_args.push_to_hub:
             raise ValueError(
-                "The adapter of one request belongs to the model with all earlier ones. Leave out `push_to_hub`, and push what "
-                "`trl-unlearn ledger merge` writes."
+                "The adapter of one request belongs to the model with all earlier ones. Leave out `push_to_hub`, and "
+                "push what `trl-unlearn ledger merge` writes."
             )
         self.ledger = Ledger.read(script_args.ledger, new=True)
         self.number = self.ledger.next_number
@@ -142,7 +145,8 @@ class RequestTraining:
         self.repository.check_weights()
         if self.repository.is_adapter:
             raise ValueError(
-                f"{self.repository} is an adapter. Merge it into its base with `trl-unlearn merge`, and start the ledger with the result."
+                f"{self.repository} is an adapter. Merge it into its base with `trl-unlearn merge`, and start the "
+                "ledger with the result."
             )
         self.base = identify(self.repository)
         check_base(self.ledger, self.base)
@@ -167,8 +171,8 @@ class RequestTraining:
             retain, num_own = without_rows(retain, self.rows, "retain")
             if PartialState().is_main_process and num_earlier + num_own:
                 _say(
-                    f"Left out of the retain set, since they are to be forgotten: {num_earlier} rows of earlier requests, "
-                    f"{num_own} of this one."
+                    f"Left out of the retain set, since they are to be forgotten: {num_earlier} rows of earlier "
+                    f"requests, {num_own} of this one."
                 )
         if not self.dry_run:
             self._make_folder()
@@ -186,13 +190,15 @@ class RequestTraining:
         there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if self.resumes and there != pending:
             raise ValueError(
-                f"`resume_from_checkpoint` is given, but {self.folder} has no interrupted training of this very request"
+                f"`resume_from_checkpoint` is given, but {self.folder} has no interrupted training of this very "
+                "request"
                 + (f" (there is one of {there['name']!r})" if there else "")
                 + ": name, rows, base and earlier requests must be the same. Leave it out to start afresh."
             )
         if there is None and self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
-                f"{self.folder}, where this request belongs, holds something that no request of this ledger has left. Move it away."
+                f"{self.folder}, where this request belongs, holds something that no request of this ledger has left. "
+                "Move it away."
             )
         state = PartialState()
         state.wait_for_everyone()
@@ -216,8 +222,8 @@ class RequestTraining:
                 New adapter.
 
         Returns:
-            `tuple`: The model that all earlier requests are folded into, and the new adapter; or, to continue the last request, the
-            model with that one's adapter, and `None`.
+            `tuple`: The model that all earlier requests are folded into, and the new adapter; or, to continue the last
+            request, the model with that one's adapter, and `None`.
         """
         options = {name: value for name, value in training_args.model_init_kwargs.items() if name != "revision"}
         training_args.model_init_kwargs = None  # they belong to a model that the trainer loads
@@ -281,8 +287,8 @@ def measure_requests(
     """
     Evaluates a model on the forget sets of requests, each as it was evaluated when it was trained.
 
-    A ledger keeps no texts, so that this takes the sets themselves: of a request whose set is not where it was, or another one by now,
-    nothing is measured, and a warning says so.
+    A ledger keeps no texts, so that this takes the sets themselves: of a request whose set is not where it was, or
+    another one by now, nothing is measured, and a warning says so.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -330,13 +336,16 @@ def _evaluation_of(arguments: EvaluationArguments) -> dict[str, Any]:
     for option in fields(EvaluationArguments):
         value = getattr(bare, option.name)
         if value != (option.default if option.default_factory is MISSING else option.default_factory()):
-            differing[option.name] = _absolute(value)
+            is_source = option.name in ("eval_dataset", "eval_forget_data")
+            differing[option.name] = _absolute(value) if is_source else value
     return {"arguments": differing, "dataset_name": _absolute(arguments.dataset_name)}
+
+
+def _absolute(source: str) -> str:
+    """A file, a folder, or a folder with a configuration, from whatever folder; what is on the Hub stays as it is."""
+    name, colon, rest = (source, "", "") if Path(source).exists() else source.partition(":")
+    return f"{Path(name).resolve()}{colon}{rest}" if Path(name).exists() else source
 
 
 def _say(message: str) -> None:
     Console().print(message, highlight=False, markup=False)
-
-
-def _absolute(value: Any) -> Any:
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value

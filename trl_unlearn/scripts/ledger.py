@@ -8,7 +8,8 @@ trl-unlearn ledger merge outputs/merged
 trl-unlearn ledger check rows.jsonl
 ```
 
-Requests are added by training: `trl-unlearn simnpo --config … --use_peft true --ledger outputs/ledger --request "customer 17"`.
+Requests are added by training: `trl-unlearn simnpo --config … --use_peft true --ledger outputs/ledger --request
+"customer 17"`.
 """
 
 import argparse
@@ -63,8 +64,8 @@ def undo(arguments: argparse.Namespace) -> None:
         request = ledger.undo(arguments.number)
     rest = ", ".join(str(request.number) for request in ledger.applied) or "none"
     print(
-        f"Undone: {request}. The model is its base with the changes of the other requests ({rest}). What was merged or "
-        "pushed before stays as it is."
+        f"Undone: {request}. The model is its base with the changes of the other requests ({rest}). What was merged "
+        "or pushed before stays as it is."
     )
 
 
