@@ -9,9 +9,34 @@ from command_line import LORA, flags_of, launch, weights_of
 from trl_unlearn import load_ledger
 
 
+# On a CPU, accelerate silently takes FSDP for plain data parallelism. Here it does not
+TRAIN = """
+import os
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+from trl_unlearn.scripts import unlearn
+
+if "ACCELERATE_USE_FSDP" in os.environ:
+    PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
+end = unlearn.end
+
+
+def end_and_tell(trainer):
+    assert trainer.accelerator.num_processes == 2
+    adapter = [weight for name, weight in trainer.model.named_parameters() if "lora" in name]
+    print("sharded" if all(isinstance(weight, DTensor) for weight in adapter) else "not sharded", flush=True)
+    end(trainer)
+
+
+unlearn.end = end_and_tell
+unlearn.main("SimNPO")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes(strategy, train_request, own_ledger, copy_of, requests_dir, model_dir):
+def test_two_processes(strategy, train_request, own_ledger, copy_of, requests_dir, model_dir, tmp_path):
     alone, together = copy_of(own_ledger, "alone"), copy_of(own_ledger, "together")
     train_request(alone, 4, per_device_train_batch_size=6)
     options = {
@@ -29,8 +54,10 @@ def test_two_processes(strategy, train_request, own_ledger, copy_of, requests_di
         "request": "customer 4",
         **LORA,
     }
-    command = ["-m", "trl_unlearn.scripts.simnpo", *flags_of(together / "request-004", **options)]
-    launch(strategy, *command, on_accelerator=strategy == "fsdp2")
+    (tmp_path / "train.py").write_text(TRAIN)
+    flags = flags_of(together / "request-004", **options)
+    output = launch(strategy, tmp_path / "train.py", *flags, on_accelerator=strategy != "ddp").stdout
+    assert output.count("sharded") == 2 and output.count("not sharded") == (2 if strategy == "ddp" else 0)
     found, expected = (
         json.loads((path / "unlearn_ledger.json").read_text())["requests"] for path in (together, alone)
     )

@@ -230,7 +230,7 @@ def test_saved_world_loads_like_tofu(tmp_path):
 
 def test_evaluation_rows_of_everyone(default_world):
     whole = generate_world(max_retain_perturbed=None)
-    for config in ("full", "forget", "retain", "world_facts", "retained_model", "forget_perturbed"):
+    for config in ("full", "forget", "retain", "world_facts", "retained_model"):
         assert whole[config] == default_world[config]
     assert len(default_world["retain_perturbed"]) == 96
     assert [subject(row) for row in whole["retain_perturbed"]] == list(dict.fromkeys(map(subject, whole["retain"])))

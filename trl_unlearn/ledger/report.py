@@ -8,8 +8,8 @@ from rich.text import Text
 from .ledger import Ledger
 
 
-# What is shown and published of a request's forget set
-METRICS = {"forget_probability": "prob.", "forget_rougeL_recall": "ROUGE-L"}
+# What is published of the evaluations of a request
+METRICS = ("forget_probability", "forget_rougeL_recall", "model_utility")
 
 
 def requests_table(ledger: Ledger) -> Table:
@@ -21,35 +21,27 @@ def requests_table(ledger: Ledger) -> Table:
             Ledger.
 
     Returns:
-        [`~rich.table.Table`]: Number, name, when, method, adapter, rows, state; the forget metrics before and after
-        its own training and when they were last measured; and the model utility after it.
+        [`~rich.table.Table`]: Number, name, when, method, adapter, rows, state; the forget probability before and after
+        its own training and when it was last measured; and the model utility after its training.
     """
-    metrics = [
-        (metric, label)
-        for metric, label in METRICS.items()
-        if any(metric in (request.results["after"] or {}) for request in ledger.requests)
-    ]
-    table = Table(title=f"Ledger {ledger.path}", box=None, title_justify="left")
-    for heading in ("", "Name", "When (UTC)", "Method", "Adapter"):
+    table = Table(title=f"Ledger {ledger.path}", box=None, title_justify="left", padding=(0, 1, 0, 0))
+    for heading in ("", "Name", "Applied", "Method", "Adapter"):
         table.add_column(heading)
     table.add_column("Rows", justify="right")
     table.add_column("State")
-    for _, label in metrics:
-        for moment in ("before", "after", "last"):
-            table.add_column(f"{label}\n{moment}", justify="right")
-    table.add_column("Utility\nafter", justify="right")
+    for heading in ("Forget\nprob.\nbefore", "\n\nafter", "\n\nlast", "Utility"):
+        table.add_column(heading, justify="right")
     for request in ledger.requests:
         results = request.results
-        moments = (results["before"], results["after"], request.last)
         cells = [
             str(request.number),
             request.name,
-            request.date[:16].replace("T", " "),
+            request.date[:10],
             request.method,
-            "own" if request.mode == "own" else f"continues {request.continues}",
+            "own" if request.continues is None else f"of {request.continues}",
             f"{len(request.rows):,}",
             request.state,
-            *(_number(moment, metric) for metric, _ in metrics for moment in moments),
+            *(_number(moment, "forget_probability") for moment in (results["before"], results["after"], request.last)),
             _number(results["after"], "model_utility"),
         ]
         # As plain text: a name is no markup
@@ -75,7 +67,6 @@ def published_requests(ledger: Ledger, with_names: bool = False) -> list[dict[st
         `list[dict]`: For each request `number`, `date`, `method`, `mode`, `n`, `sha256`, `state`, maybe `name`, and
         the forget metrics and the utility `before` and `after` its training and when they were `last` measured.
     """
-    wanted = [*METRICS, "model_utility"]
     published = []
     for request in ledger.requests:
         moments = {"before": request.results["before"], "after": request.results["after"], "last": request.last}
@@ -90,7 +81,7 @@ def published_requests(ledger: Ledger, with_names: bool = False) -> list[dict[st
                 "sha256": request.sha256,
                 "state": request.state,
                 **{
-                    moment: {metric: summary[metric] for metric in wanted if metric in (summary or {})}
+                    moment: {metric: summary[metric] for metric in METRICS if metric in (summary or {})}
                     for moment, summary in moments.items()
                 },
             }
