@@ -26,10 +26,7 @@ def test_rows_to_be_forgotten_are_not_retained(train_request, own_ledger, copy_o
     capsys.readouterr()
     train_request(ledger, 4, dry_run=True, report_to="none")
     output = " ".join(capsys.readouterr().out.split())
-    assert (
-        "Left out of the retain set, since they are to be forgotten: 12 rows of earlier requests, 6 of this one."
-        in output
-    )
+    assert "since they are to be forgotten: 18 rows, 12 of them of earlier requests." in output
     assert "Retain 30 rows" in output
     assert not list((ledger / "request-004").glob("*")) and len(read(ledger)["requests"]) == 3
 
@@ -75,6 +72,53 @@ def test_other_base_is_refused(train_request, own_ledger, copy_of, other_model_d
     with pytest.raises(SystemExit, match=f"The base model is {other_model_dir} with weights of SHA-256"):
         train_request(ledger, 4, model_name_or_path=other_model_dir)
     assert read(ledger) == before and not (ledger / "request-004").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantized. Adapters are added to the weights"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.Model"}}, "says to run code .* a copy without it, since a ledger"),
+        (None, "is an adapter. Merge it into its base"),
+    ],
+)
+def test_base_that_no_adapter_can_be_added_to(changes, message, train_request, own_ledger, model_dir, tmp_path):
+    base = own_ledger / "request-001"
+    if changes is not None:
+        base = Path(shutil.copytree(model_dir, tmp_path / "base"))
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(SystemExit, match=message):
+        train_request(tmp_path / "ledger", 1, model_name_or_path=str(base))
+
+
+def test_interrupted_training_is_overwritten(train_request, tmp_path, capsys):
+    folder = tmp_path / "request-001"
+    (folder / "checkpoint-9").mkdir(parents=True)
+    (folder / "checkpoint-9" / "optimizer.pt").write_text("left")
+    (folder / "unlearn_request.json").write_text(json.dumps({"name": "customer 9"}))
+    train_request(tmp_path, 1, eval_forget_data=None, eval_retain_data=None)
+    assert "has an interrupted training of 'customer 9': starting afresh" in " ".join(capsys.readouterr().out.split())
+    (request,) = read(tmp_path)["requests"]
+    assert request["name"] == "customer 1" and not (folder / "checkpoint-9").exists()
+    # without an evaluation, nothing is measured
+    assert request["evaluation"] is None and request["results"] == {"before": None, "after": None, "later": {}}
+
+
+def test_forget_sets_that_are_gone_are_not_measured(train_request, requests_dir, tmp_path, capsys):
+    """Of the first request, the file is another one by now; of the second, it is gone."""
+    for number in (1, 2):
+        shutil.copy(requests_dir / f"forget-{number}.jsonl", tmp_path / f"{number}.jsonl")
+        train_request(tmp_path / "ledger", number, eval_forget_data=str(tmp_path / f"{number}.jsonl"), max_steps=1)
+    shutil.copy(tmp_path / "2.jsonl", tmp_path / "1.jsonl")
+    (tmp_path / "2.jsonl").unlink()
+    capsys.readouterr()
+    train_request(tmp_path / "ledger", 3, max_steps=1)
+    output = capsys.readouterr().out
+    assert "What request 1 ('customer 1') is to forget cannot be measured again: other rows stand there now" in output
+    assert "What request 2 ('customer 2') is to forget cannot be measured again" in output
+    later = [list(request["results"]["later"]) for request in read(tmp_path / "ledger")["requests"]]
+    assert later == [["2"], [], []]
 
 
 def test_folder_of_somebody_else_is_left_alone(train_request, tmp_path):

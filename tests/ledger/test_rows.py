@@ -52,9 +52,10 @@ def test_digest_of_a_set():
 
 def test_without_rows():
     hashes = row_hashes(QUESTIONS, "retain")
-    kept, number = without_rows(QUESTIONS, [hashes[0], "unknown"], "retain")
-    assert kept["answer"][:] == ["There."] and number == 1
-    assert without_rows(QUESTIONS, [], "retain") == (QUESTIONS, 0)
+    kept, left_out = without_rows(QUESTIONS, [hashes[0], "unknown"], "retain")
+    assert kept["answer"][:] == ["There."] and left_out == [hashes[0]]
+    kept, left_out = without_rows(QUESTIONS, [], "retain")
+    assert kept.to_list() == QUESTIONS.to_list() and left_out == []
     with pytest.raises(ValueError, match="All 2 rows of the retain set are to be forgotten"):
         without_rows(QUESTIONS, hashes, "retain")
 

@@ -9,8 +9,9 @@ from peft import PeftModel, PeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
 
 from ..hub.load import fold_in
-from ..hub.repository import Repository, find_repository, is_hub_id
-from .ledger import Ledger, check_base, identify
+from ..hub.repository import Repository
+from .base import check_base, find_base, identify
+from .ledger import Ledger
 
 
 if TYPE_CHECKING:
@@ -72,10 +73,7 @@ def load_ledger(
 
 def find_base_of(ledger: Ledger, base_model: str | None = None) -> Repository:
     """The base model of a ledger, checked to be the one that its requests were trained on."""
-    name = base_model or ledger.base["name"]
-    base = find_repository(name, ledger.base["revision"] if is_hub_id(name) else None)
-    base.check_weights()
-    base.check_code("`trust_remote_code=True` to the training command; it is not loaded here")
+    base = find_base(base_model or ledger.base["name"], ledger.base["revision"])
     check_base(ledger, identify(base))
     return base
 

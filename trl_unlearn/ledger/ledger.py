@@ -5,12 +5,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from ..files import write_json
-from ..hub.repository import Repository
 
 
 LEDGER_FILE = "unlearn_ledger.json"
@@ -226,44 +224,3 @@ class Ledger:
             if later.continues in [builder.number for builder in builders]:
                 builders.append(later)
         return builders[1:]
-
-
-def identify(repository: Repository) -> dict[str, str | None]:
-    """What a base model is known by: its name and its commit on the Hub, or the SHA-256 of its weights in a folder."""
-    if repository.commit is not None:
-        return {"name": repository.name, "revision": repository.commit, "sha256": None}
-    # Of the files, and not of the tensors: which of these there are, and in which type, depends on who loads them
-    digest = sha256()
-    for name in sorted(name for name in repository.names(repository.subfolder) if name.endswith(".safetensors")):
-        with (repository.folder / name).open("rb") as file:
-            digest.update(file_digest(file, "sha256").digest())
-    return {"name": str(repository.folder.resolve()), "revision": None, "sha256": digest.hexdigest()}
-
-
-def check_base(ledger: Ledger, base: dict[str, str | None]) -> None:
-    """
-    Refuses a base model that is not the ledger's.
-
-    Args:
-        ledger ([`Ledger`]):
-            Ledger.
-        base (`dict`):
-            What [`identify`] gives.
-
-    Raises:
-        ValueError: If it is another one; the message says which was given and which is expected.
-    """
-    if ledger.base is None:
-        return
-    keys = ("name", "revision") if ledger.base["revision"] else ("sha256",)
-    if any(base[key] != ledger.base[key] for key in keys):
-        raise ValueError(
-            f"The base model is {_shown(base)}, but the requests in {ledger.path} were trained on "
-            f"{_shown(ledger.base)}, and their adapters belong to its weights. Give that model, or start another "
-            "ledger with this one."
-        )
-
-
-def _shown(base: dict[str, str | None]) -> str:
-    mark = f"at commit {base['revision']}" if base["revision"] else f"with weights of SHA-256 {base['sha256'][:12]}…"
-    return f"{base['name']} {mark}"

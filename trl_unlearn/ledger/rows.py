@@ -71,7 +71,7 @@ def set_digest(hashes: Iterable[str], salt: str) -> str:
     return sha256("\n".join([salt, *sorted(hashes)]).encode()).hexdigest()
 
 
-def without_rows(dataset: Dataset, hashes: Iterable[str], name: str) -> tuple[Dataset, int]:
+def without_rows(dataset: Dataset, hashes: Iterable[str], name: str) -> tuple[Dataset, list[str]]:
     """
     A set without the rows that have one of these hashes.
 
@@ -84,16 +84,16 @@ def without_rows(dataset: Dataset, hashes: Iterable[str], name: str) -> tuple[Da
             Name of the set in messages.
 
     Returns:
-        `tuple[Dataset, int]`: The other rows, and how many were left out.
+        `tuple[Dataset, list[str]]`: The other rows, and the hashes of those that were left out, one a row.
 
     Raises:
         ValueError: If no row is left.
     """
-    hashes = set(hashes)
-    kept = [index for index, digest in enumerate(row_hashes(dataset, name)) if digest not in hashes]
+    hashes, there = set(hashes), row_hashes(dataset, name)
+    kept = [index for index, digest in enumerate(there) if digest not in hashes]
     if not kept:
         raise ValueError(
             f"All {len(dataset)} rows of the {name} set are to be forgotten, by this request or by an earlier one: "
             f"none is left to train on. Give a {name} set with other rows."
         )
-    return (dataset if len(kept) == len(dataset) else dataset.select(kept)), len(dataset) - len(kept)
+    return dataset.select(kept), [digest for digest in there if digest in hashes]

@@ -24,10 +24,10 @@ from ..evaluation.benchmarks import evaluate_sets, load_sets, splits_of
 from ..files import write_json
 from ..hub.load import fold_in
 from ..hub.recipe import RECIPE_FILE
-from ..hub.repository import find_repository, is_hub_id
 from ..trainer.publication import method_of
 from .adapters import add_adapters, check_adds_up, load_adapter, load_base
-from .ledger import Ledger, Request, check_base, identify
+from .base import QUANTIZED, check_base, find_base, identify
+from .ledger import Ledger, Request
 from .report import requests_table
 from .rows import row_hashes, set_digest, without_rows
 
@@ -113,10 +113,7 @@ class RequestTraining:
                 "A ledger keeps an adapter for each request, so that it can be undone: give `--use_peft true`."
             )
         if model_args.load_in_4bit or model_args.load_in_8bit:
-            raise ValueError(
-                "The adapters of earlier requests are added to the weights, which are then rounded otherwise when "
-                "they are quantized. Leave out `load_in_4bit` and `load_in_8bit` with a ledger."
-            )
+            raise ValueError(f"{QUANTIZED}. Leave out `load_in_4bit` and `load_in_8bit` with a ledger.")
         if is_deepspeed_zero3_enabled():
             raise ValueError(
                 "A ledger adds adapters to whole weights, which ZeRO-3 does not load. Use `ddp`, `fsdp2` or `zero2`."
@@ -141,13 +138,7 @@ class RequestTraining:
         name = model_args.model_name_or_path
         if name is None:
             raise ValueError("There is no model to unlearn: give `model_name_or_path`, an id on the Hub or a path.")
-        self.repository = find_repository(name, model_args.model_revision if is_hub_id(name) else None)
-        self.repository.check_weights()
-        if self.repository.is_adapter:
-            raise ValueError(
-                f"{self.repository} is an adapter. Merge it into its base with `trl-unlearn merge`, and start the "
-                "ledger with the result."
-            )
+        self.repository = find_base(name, model_args.model_revision)
         self.base = identify(self.repository)
         check_base(self.ledger, self.base)
 
@@ -167,12 +158,11 @@ class RequestTraining:
         self.rows = row_hashes(forget, "forget")
         earlier = {digest for request in self.ledger.applied for digest in request.rows}
         if retain is not None:
-            retain, num_earlier = without_rows(retain, earlier, "retain")
-            retain, num_own = without_rows(retain, self.rows, "retain")
-            if PartialState().is_main_process and num_earlier + num_own:
+            retain, left_out = without_rows(retain, earlier.union(self.rows), "retain")
+            if PartialState().is_main_process and left_out:
                 _say(
-                    f"Left out of the retain set, since they are to be forgotten: {num_earlier} rows of earlier "
-                    f"requests, {num_own} of this one."
+                    f"Left out of the retain set, since they are to be forgotten: {len(left_out)} rows, "
+                    f"{sum(digest in earlier for digest in left_out)} of them of earlier requests."
                 )
         if not self.dry_run:
             self._make_folder()
@@ -205,7 +195,11 @@ class RequestTraining:
         if state.is_main_process and not self.resumes:
             if there is not None:
                 _say(f"{self.folder} has an interrupted training of {there['name']!r}: starting afresh.")
-                shutil.rmtree(self.folder)
+                for left in self.folder.iterdir():  # but the file that says that all this may be removed
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    elif left != path:
+                        left.unlink()
             write_json(pending, path)
         state.wait_for_everyone()
 
@@ -227,9 +221,7 @@ class RequestTraining:
         """
         options = {name: value for name, value in training_args.model_init_kwargs.items() if name != "revision"}
         training_args.model_init_kwargs = None  # they belong to a model that the trainer loads
-        if not training_args.trust_remote_code:
-            self.repository.check_code("`--trust_remote_code true`")
-        model = load_base(self.repository, trust_remote_code=training_args.trust_remote_code, **options)
+        model = load_base(self.repository, **options)
         if self.folded:
             model = fold_in(add_adapters(model, [self.ledger.folder(request.number) for request in self.folded]))
         if self.continued is None:
