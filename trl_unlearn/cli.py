@@ -11,6 +11,7 @@ COMMANDS = {
     "alternates": "Make alternate answers to the questions of a forget set, for AltPO.",
     "estimate": "Estimate memory and time of a recipe from shapes alone.",
     "evaluate": "Evaluate a model on TOFU, MUSE, WMDP, the embedded world, or rows of your own.",
+    "attack": "Attack an unlearned model: relearning, quantisation, sampling, paraphrases, its adapter.",
     "compare": "Compare evaluations from their files alone.",
     "push": "Push a trained model or adapter to the Hub, with its results and card.",
     "ledger": "Show, undo, merge and check deletion requests that were trained one after another.",

@@ -236,7 +236,7 @@ def main() -> None:
     parser = ArgumentParser(
         description="Deletion requests one after another: an adapter for each, against a continued one."
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/studies"))
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/studies/requests"))
     parser.add_argument("--seed", type=int, default=0, help="Seed of the world, its models and the training.")
     parser.add_argument(
         "--num_requests", type=int, default=len(SIZES), choices=range(1, len(SIZES) + 1), metavar="1..10"
@@ -249,7 +249,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     started = time.time()
 
-    directory = options.output_dir / f"requests-{options.seed}-{options.num_requests}"
+    directory = options.output_dir / f"seed-{options.seed}-{options.num_requests}"
     make_world(directory, options.seed, options.num_requests)
     work = [(mode, number) for mode in options.modes for number in range(1, options.num_requests + 1)]
     bar = tqdm(work, desc="Requests")

@@ -157,7 +157,34 @@ def test_a_resumed_run_goes_on_with_the_trajectory(make, tmp_path):
     assert before.stat().st_mtime_ns == written  # the model before training is evaluated once
 
 
+def test_the_retain_weight_follows_the_fall_of_utility(make, tmp_path):
+    """Dual ascent as it is written, the loss with the weight in force, and the same weights in a resumed run."""
+    bound, options = 0.001, {"save_strategy": "steps", "save_steps": 2, "retain_weight": 0.5}
+    trainer = make(options, max_utility_drop=bound)
+    trainer.add_callback(StopAt(4))
+    trainer.train()
+    stopped = evaluations(tmp_path)
+    trainer = make(options, max_utility_drop=bound)
+    trainer.train(resume_from_checkpoint=True)
+    entries = evaluations(tmp_path)
+    assert entries[:3] == stopped and [entry["step"] for entry in entries] == [0, 2, 4, 6]
+    assert entries[0]["retain_weight"] == 0.5
+    for last, entry in zip(entries, entries[1:], strict=False):
+        drop = entries[0]["summary"]["model_utility"] - entry["summary"]["model_utility"]
+        expected = max(0.5, last["retain_weight"] + 0.5 * (drop / bound - 1))
+        assert entry["retain_weight"] == pytest.approx(expected)
+    assert entries[-1]["retain_weight"] != entries[-2]["retain_weight"] != 0.5  # gradient ascent costs utility
+    for log in trainer.state.log_history:
+        if "retain_loss" in log and "loss" in log:
+            (weight,) = (entry["retain_weight"] for entry in entries if entry["step"] == (log["step"] - 1) // 2 * 2)
+            assert log["loss"] == pytest.approx(log["forget_loss"] + weight * log["retain_loss"], rel=1e-4)
+
+
 def test_rules_that_cannot_be_followed_are_refused(make, tmp_path):
+    with pytest.raises(
+        ValueError, match="`eval_max_utility_drop` is 0.0 and `retain_weight` 1.0; both must be positive"
+    ):
+        make(max_utility_drop=0.0)
     with pytest.raises(ValueError, match="`eval_stop` takes a rule"):
         make(eval_stop=True)
     with pytest.raises(ValueError, match="The rule 'retained' takes the retained model's results"):

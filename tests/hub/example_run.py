@@ -50,6 +50,31 @@ def evaluation(**changes):
         "cost": {"seconds": 1.0, "device": "cpu"},
         "rows": {"forget": {"question": ["Where?"], "answer": [SECRET_TEXT], "generated": [SECRET_TEXT]}},
         "answers": [SECRET_TEXT],
+        "attacks": {
+            "relearn": {
+                "settings": {"share": 0.2, "steps": [5, 50], "learning_rate": 1e-5},
+                "results": {
+                    "after": [
+                        {
+                            "variant": "held_out",
+                            "step": step,
+                            "trained": 80,
+                            "answers": [SECRET_TEXT],
+                            "summary": {"forget_probability": value, "worst": SECRET_TEXT},
+                        }
+                        for step, value in ((0, 0.9), (5, np.float32(0.625)), (50, 0.5))
+                    ]
+                },
+                "missing": {"retain": "there is no retain set in /home/jane/retain"},
+            },
+            "quantize": {
+                "settings": {"group_size": 64},
+                "results": {
+                    "after": [{"variant": "4 bits", "quantizer": "some_quantizer", "summary": {"model_utility": 0.25}}]
+                },
+                "missing": {},
+            },
+        },
         **changes,
     }
 

@@ -161,6 +161,19 @@ def test_parts_with_content():
     assert "```bibtex\n@inproceedings{zhang2024negative," in card.text
 
 
+def test_attacks_beside_the_models_without():
+    text = card_of().text
+    assert "| Attack | Model | Forget quality, log10 p | Model utility | Forget prob. |" in text
+    assert "| No attack | Before | -200.0 | 0.600 | 0.900 |" in text
+    # the highest after a step: not the start, nor the end
+    assert "| Relearn, held out | After | – | – | 0.625 |" in text
+    assert "| Quantize, 4 bits | After | – | 0.250 | – |" in text
+    assert "- Relearn: share `0.2`, steps `5, 50`, learning rate `1e-05`." in text
+    assert "- Quantize: some&#95;quantizer." in text
+    assert "- Left out: relearn (retain) (there is no retain set in LOCAL&#95;PATH)." in text
+    assert "## Attacks" not in card_of(evaluations={"after": evaluation(attacks={})}).text
+
+
 def test_parts_without_content_do_not_appear():
     card = build_card(collect_results(method={"name": "NPO"}))
     assert re.findall("^#+ .*", card.text, flags=re.M) == ["# unlearned-NPO", "## Limits"]

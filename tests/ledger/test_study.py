@@ -17,7 +17,7 @@ STUDY = Path(trl_unlearn.__file__).parents[1] / "examples" / "studies" / "reques
 @pytest.mark.slow
 def test_study(model_dir, tmp_path):
     for name in ("target", "retained"):
-        shutil.copytree(model_dir, tmp_path / "requests-0-3" / name)
+        shutil.copytree(model_dir, tmp_path / "seed-0-3" / name)
     command = [
         sys.executable,
         str(STUDY),
@@ -31,7 +31,7 @@ def test_study(model_dir, tmp_path):
     process = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert process.returncode == 0, process.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
-    ledger = json.loads((tmp_path / "requests-0-3" / "own" / "unlearn_ledger.json").read_text())
+    ledger = json.loads((tmp_path / "seed-0-3" / "own" / "unlearn_ledger.json").read_text())
     assert [len(request["rows"]) for request in ledger["requests"]] == [24, 48, 24] == results["own"]["num_rows"]
     for row, request in enumerate(ledger["requests"]):
         path = results["own"]["probabilities"][row]

@@ -4,11 +4,14 @@ import ast
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from trl import ModelConfig
 
 import trl_unlearn
+from trl_unlearn.attacks.arguments import ATTACKS
+from trl_unlearn.scripts.attack import AttackScriptArguments
 from trl_unlearn.scripts.evaluate import EvaluateScriptArguments
 from trl_unlearn.scripts.help import options_of
 from trl_unlearn.scripts.parsing import RecipeParser
@@ -42,7 +45,7 @@ def test_options_and_defaults_are_those_of_the_parser(method):
     assert groups.index("Model and adapter") < groups.index("Loss")
 
 
-@pytest.mark.parametrize("command", ["npo", "evaluate"])
+@pytest.mark.parametrize("command", ["npo", "evaluate", "attack"])
 def test_help_needs_no_heavy_import(command):
     script = (
         "import sys, runpy; sys.argv = ['x', '--help']\n"
@@ -76,8 +79,14 @@ def test_help_of_every_command_is_there_at_once(command):
     assert process.stdout.splitlines()[-1] == "imported:"
 
 
-def test_help_of_the_evaluation_has_all_its_options():
-    from trl_unlearn.scripts.evaluate import SOURCES
-
-    parser = RecipeParser(EvaluateScriptArguments)
-    assert options_of(SOURCES).keys() == {action.dest for action in parser._actions} - {"help"}
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("evaluate", EvaluateScriptArguments), ("attack", AttackScriptArguments)]
+)
+def test_help_of_the_evaluation_has_all_its_options(command, arguments):
+    sources = import_module(f"trl_unlearn.scripts.{command}").SOURCES
+    parser = RecipeParser(arguments)
+    options = options_of(sources)
+    assert options.keys() == {action.dest for action in parser._actions} - {"help"}
+    assert options["attacks"].group == "Attacks" and options["relearn_steps"].group == "Relearning"
+    assert options["relearn_steps"].default == "[5, 10, 20, 50]"
+    assert options["attacks"].default == ("[]" if command == "evaluate" else str(list(ATTACKS)))

@@ -30,6 +30,7 @@ SHARED = {
     "pairing": "fresh",
     "precompute_ref_log_probs": True,
     "precompute_ref_batch_size": None,
+    "forget_floor": None,
     "cache_ref_hidden_states": False,
     "disable_dropout": True,
     "question_answer_template": DEFAULT_QUESTION_ANSWER_TEMPLATE,
@@ -115,6 +116,7 @@ REFUSED = [
     ({"retain_loss_type": "mse"}, "`retain_loss_type` must be one of .*'kl_all_positions'.*got 'mse'"),
     ({"retain_normalization": "batch"}, "`retain_normalization` must be one of .*'optimizer_batch'.*got 'batch'"),
     ({"pairing": "random"}, "`pairing` must be one of .*'fixed'.*got 'random'"),
+    ({"forget_floor": 1.0}, "`forget_floor` is a probability between 0 and 1, got 1.0"),
     ({"precompute_ref_batch_size": 0}, "`precompute_ref_batch_size` must be positive, got 0"),
     ({"cache_ref_hidden_states": True}, "is for `retain_loss_type='kl'` with a `retain_weight`, got 'nll' and 1.0"),
     (

@@ -274,6 +274,28 @@ def test_kl_all_positions_is_the_authors_average(model, other_model, tokenizer, 
     assert retain_loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["npo", "simnpo", "altpo"])
+def test_rows_below_the_floor_are_not_pushed(method, model, tokenizer, forget_rows, retain_rows, tmp_path):
+    """The loss is the sum over the other rows, divided by all; the first step is that of a run in which they weigh nothing."""
+    forget = forget_rows.select(range(4))
+    with torch.no_grad():
+        scores = [row_logps(model, tokenizer, row["question"], row["answer"]) for row in forget]
+    probabilities = torch.stack([logps / length for logps, length in scores]).exp()
+    floor = float(probabilities.sort().values[1:3].mean())  # two of four rows are forgotten
+    options = {"learning_rate": 0.0, "retain_weight": 0.0, "beta": 0.5}
+    arguments = (method, model, tokenizer, forget, retain_rows, tmp_path)
+    trainer = make_first_step(*arguments, forget_floor=floor, **options)
+    trainer.train()
+    (log, *_) = trainer.state.log_history
+    is_pushed = probabilities > floor
+    pushed = forget.select(torch.nonzero(is_pushed).flatten().tolist())
+    alone = make_first_step(method, model, tokenizer, pushed, retain_rows, tmp_path, **options)
+    alone.train()
+    assert log["forgotten"] == 0.5
+    assert log["loss"] == pytest.approx(alone.state.log_history[0]["loss"] / 2, rel=1e-5)
+    assert log["grad_norm"] == pytest.approx(alone.state.log_history[0]["grad_norm"] / 2, rel=1e-4)
+
+
 def test_gradient_ascent_and_graddiff_average_over_tokens(model, tokenizer, forget_rows, retain_rows, tmp_path):
     forget = forget_rows.select(range(4))
     trainer = make_first_step(

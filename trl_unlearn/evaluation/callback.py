@@ -37,6 +37,10 @@ class UnlearningEvalCallback(TrainerCallback):
             Rule of [`selection_score`]: `"retained"` or `"unseen"`.
         eval_stop (`bool`, *optional*, defaults to `False`):
             Whether to stop at the first evaluation whose `eval_selection` is not negative.
+        max_utility_drop (`float`, *optional*):
+            How far model utility may fall below that before training. The trainer's `retain_weight` is the given one plus a
+            multiplier of this constraint, which starts at 0 and moves at each evaluation, in proportion to how far the
+            constraint is exceeded or kept (dual ascent).
 
     Example:
 
@@ -52,6 +56,7 @@ class UnlearningEvalCallback(TrainerCallback):
         dataset_name: str | None = None,
         eval_select: str | None = None,
         eval_stop: bool = False,
+        max_utility_drop: float | None = None,
     ):
         if eval_stop and eval_select is None:
             raise ValueError("`eval_stop` takes a rule that says when a model has forgotten: give `eval_select`.")
@@ -64,6 +69,12 @@ class UnlearningEvalCallback(TrainerCallback):
                 "The rule 'retained' takes the retained model's results: give `retain_logs` or `retain_model`, or choose "
                 "the rule 'unseen'."
             )
+        if max_utility_drop is not None and (not max_utility_drop > 0 or trainer.args.retain_weight == 0):
+            raise ValueError(
+                f"`eval_max_utility_drop` is {max_utility_drop} and `retain_weight` {trainer.args.retain_weight}; both must be "
+                "positive: the weight of the retain loss is what holds utility."
+            )
+        self.max_utility_drop = max_utility_drop
         self.trainer = trainer
         self.arguments = arguments
         self.dataset_name = dataset_name
@@ -90,6 +101,7 @@ class UnlearningEvalCallback(TrainerCallback):
             self.evaluations = [entry for entry in entries if entry["step"] <= state.global_step]
             self.before = json.loads(before.read_text(encoding="utf-8"))
             self.latest = json.loads((self.directory / "evaluation.json").read_text(encoding="utf-8"))
+            self.trainer.retain_weight = self.evaluations[-1].get("retain_weight", args.retain_weight)
         else:
             self._evaluate(state, control)
             self.before = self.latest
@@ -125,13 +137,16 @@ class UnlearningEvalCallback(TrainerCallback):
             }
             if self.eval_select is not None:
                 self.metrics["selection"] = selection_score(self.eval_select, self.latest, self.retained)
+            if self.max_utility_drop is not None:
+                self._move_retain_weight()
+                self.metrics["retain_weight"] = self.trainer.retain_weight
             self.evaluations.append(
                 {
                     "step": state.global_step,
                     "epoch": state.epoch or 0,
                     "summary": self.latest["summary"],
                     **({"forget_quality": quality} if quality else {}),
-                    **({"selection": self.metrics["selection"]} if self.eval_select else {}),
+                    **{name: self.metrics[name] for name in ("selection", "retain_weight") if name in self.metrics},
                 }
             )
             self._write(self.latest, self.directory / "evaluation.json")
@@ -140,6 +155,16 @@ class UnlearningEvalCallback(TrainerCallback):
             if self.eval_stop and self.metrics["selection"] >= 0:
                 control.should_training_stop = True
         return self.metrics
+
+    def _move_retain_weight(self) -> None:
+        if "model_utility" not in self.latest["summary"]:
+            raise ValueError("`eval_max_utility_drop` takes an evaluation with model utility, which this one lacks.")
+        if self.before is None:  # this is the evaluation before training
+            return
+        drop = self.before["summary"]["model_utility"] - self.latest["summary"]["model_utility"]
+        given = self.trainer.args.retain_weight
+        step = given * (drop / self.max_utility_drop - 1)
+        self.trainer.retain_weight = max(given, self.trainer.retain_weight + step)
 
     def _result(self, state) -> dict[str, Any]:
         return evaluate_as_asked(

@@ -18,6 +18,16 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 # What is drawn over the steps of a training beside model utility
 TRAJECTORY_METRICS = ("forget_probability", "forget_rougeL_recall", "forget_extraction_strength")
+# What is drawn over the steps of a relearning attack, of those that there are the first two
+RELEARNED_METRICS = (
+    "leaked", "forget_verbmem", "forget_rougeL_recall", "forget_probability", "forget_extraction_strength",
+)  # fmt: skip
+RELEARN_SUBSETS = {
+    "random": "on random forget rows",
+    "shortest": "on the shortest answers",
+    "held_out": "on other people or groups",
+    "retain": "on the retain set",
+}
 # Okabe and Ito's colours, which stay apart for colour-blind readers; black and grey are the two reference models.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -129,6 +139,45 @@ def plot_trajectory(evaluations: list[dict], path: str | Path) -> None:
         panels[1, 0].axhline(np.log10(0.05), color=RETAINED, linewidth=0.8, linestyle=":")
         panels[1, 0].set_ylabel("forget quality,\nlog10 p (0 is best)")
     panels[-1, 0].set_xlabel("step")
+    _save(figure, path)
+
+
+def plot_relearning(relearned: dict[str, list[dict[str, Any]]], path: str | Path) -> None:
+    """
+    How fast a model takes up again what it should have forgotten: a column a subset it is trained on, a row a metric.
+
+    Args:
+        relearned (`dict[str, list[dict]]`):
+            By model, `"before"`, `"after"` or `"retained"`, measurements of the attack `relearn`, each with `variant` (the
+            subset), `step` and `summary`.
+        path (`str` or `Path`):
+            Picture to write.
+    """
+    relearned = {model: relearned[model] for model in ("before", "after", "retained") if model in relearned}
+    there = {metric for measured in relearned.values() for part in measured for metric in part["summary"]}
+    metrics = [metric for metric in RELEARNED_METRICS if metric in there][:2]
+    subsets = list(dict.fromkeys(part["variant"] for measured in relearned.values() for part in measured))
+    figure, panels = plt.subplots(
+        len(metrics), len(subsets), figsize=(1.5 + 2.2 * len(subsets), 0.9 + 2.1 * len(metrics)), layout="constrained",
+        sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
+    styles = {"before": "--", "retained": "-", "after": "-"}
+    for model, color in zip(relearned, _colors(relearned), strict=True):
+        for row, metric in enumerate(metrics):
+            for column, subset in enumerate(subsets):
+                parts = [part for part in relearned[model] if part["variant"] == subset and metric in part["summary"]]
+                panels[row, column].plot(
+                    [part["step"] for part in parts], [part["summary"][metric] for part in parts], styles[model],
+                    color=color, marker="o", markersize=4, label=model.capitalize() if row == column == 0 else None,
+                )  # fmt: skip
+    for row, metric in enumerate(metrics):
+        panels[row, 0].set_ylabel(metric_label(metric)[0].replace(" ", "\n", 1))
+    for column, subset in enumerate(subsets):
+        panels[0, column].set_title(RELEARN_SUBSETS.get(subset, subset), fontsize=10)
+        panels[-1, column].set_xlabel("optimizer step")
+    panels[0, 0].set_ylim(-0.04, 1.04)
+    figure.suptitle("Forget rows that were not trained on, while the model is fine-tuned")
+    _legend(figure, panels[0, 0], beside=False)
     _save(figure, path)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ..attacks.report import attack_notes, attack_rows, left_out
 from ..files import write_text
 
 
@@ -383,6 +384,7 @@ def write_report(results: dict[str, dict[str, Any]], directory: str | Path) -> N
         directions={sign: meaning for sign, meaning in DIRECTIONS.items() if sign in used},
         intervals=any(result.get("intervals") for result in results.values()),
         missing=missing_metrics(results),
+        attacks=_attacks(results),
         figures=[
             (alt, base64.b64encode(path.read_bytes()).decode())
             for alt, path in _draw_figures(results, directory / "figures")
@@ -400,7 +402,12 @@ def write_report(results: dict[str, dict[str, Any]], directory: str | Path) -> N
 
 
 def _draw_figures(results: dict[str, dict[str, Any]], directory: Path) -> list[tuple[str, Path]]:
-    from .plots import plot_summary_bars, plot_truth_ratio_distributions, plot_utility_against_forget_quality
+    from .plots import (
+        plot_relearning,
+        plot_summary_bars,
+        plot_truth_ratio_distributions,
+        plot_utility_against_forget_quality,
+    )
 
     plot_summary_bars(results, directory / "summary.png")
     figures = [("The metrics of the summary from 0 to 1, as bars", directory / "summary.png")]
@@ -423,7 +430,22 @@ def _draw_figures(results: dict[str, dict[str, Any]], directory: Path) -> list[t
     if ratios:
         plot_truth_ratio_distributions(ratios, directory / "truth_ratios.png")
         figures.append(("Distribution functions of the forget truth ratios", directory / "truth_ratios.png"))
+    relearned = results[_last_model(results)].get("attacks", {}).get("relearn", {}).get("results")
+    if relearned:
+        plot_relearning(relearned, directory / "relearning.png")
+        figures.append(("What comes back when the models are fine-tuned", directory / "relearning.png"))
     return figures
+
+
+def _attacks(results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The table of the attacks on the last model, if there were any."""
+    after = results[_last_model(results)]
+    attacks = after.get("attacks")
+    if not attacks:
+        return None
+    evaluations = {"before": results.get("Before"), "after": after, "retained": results.get(RETAINED)}
+    headings, lines = attack_rows(attacks, {name: result for name, result in evaluations.items() if result})
+    return {"headings": headings, "lines": lines, "notes": attack_notes(attacks), "missing": left_out(attacks)}
 
 
 def _title(results: dict[str, dict[str, Any]]) -> str:

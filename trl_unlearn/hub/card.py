@@ -13,6 +13,7 @@ from huggingface_hub import __version__ as hub_version
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
+from ..attacks.report import attack_notes, attack_rows, left_out
 from ..evaluation.report import DIRECTIONS, SET_METRICS, metric_label, missing_metrics, summary_rows
 from ..files import write_text
 from .markdown import as_code, as_markdown, as_number, as_text, fence, python_string, slug
@@ -275,6 +276,7 @@ def _body(results: dict[str, Any], title: str, repo_id: str | None, files: Colle
         "sentence": _sentence(results),
         "table": _table(evaluations) if after else None,
         "evaluation": _evaluation(after, evaluations.get("retained")) if after else None,
+        "attacks": _attacks(evaluations) if after and after.get("attacks") else None,
         "requests": _requests(results["requests"]) if results["requests"] else None,
         "repo_id": repo_id,
         "question": _question(after or evaluations.get("before")),
@@ -382,6 +384,23 @@ def _evaluation(after: dict[str, Any], retained: dict[str, Any] | None) -> list[
         revision = f", revision {as_code(as_text(model['revision']))}" if model.get("revision") else ""
         lines.append(("Retained model", as_code(as_text(name)) + revision))
     return lines
+
+
+def _attacks(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The table of the attacks, one row a model, and how they were made."""
+    attacks = evaluations["after"]["attacks"]
+    headings, lines = attack_rows(attacks, evaluations)
+    notes = [as_markdown(note) for note in attack_notes(attacks)]
+    for name, attack in attacks.items():
+        quantizers = {
+            part["quantizer"] for parts in attack["results"].values() for part in parts if "quantizer" in part
+        }
+        made = [_settings(attack["settings"])] if attack["settings"] and not quantizers else []
+        made += [as_markdown(quantizer) for quantizer in sorted(quantizers)]
+        if made:
+            notes.append(f"{as_markdown(name.capitalize())}: {'; '.join(made)}.")
+    notes += [f"Left out: {as_markdown(label)} ({as_markdown(reason)})." for label, reason in left_out(attacks)]
+    return {"headings": headings, "lines": lines, "notes": notes}
 
 
 def _requests(requests: list[dict[str, Any]]) -> dict[str, list]:

@@ -170,6 +170,22 @@ def fold_in(model: "PeftModel") -> "PreTrainedModel":
     return merged
 
 
+def take_off(model: "PeftModel") -> "PreTrainedModel":
+    """
+    Removes an adapter from its base.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            Base with its adapter, which is changed in place.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The base as it was before.
+    """
+    base = model.get_base_model() if model.active_peft_config.is_prompt_learning else model.unload()
+    vars(base).pop("peft_config", None)  # as above
+    return base
+
+
 def _load_model(repository: Repository, **options: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 

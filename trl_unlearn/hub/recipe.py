@@ -28,7 +28,7 @@ _SECTIONS = {
         "chat_template_path", "eos_token", "pad_token",
     ),
     "Method": (
-        "forget_loss_type", "beta", "gamma", "forget_weight", "retain_weight", "retain_loss_type", "retain_normalization",
+        "forget_loss_type", "beta", "gamma", "forget_weight", "forget_floor", "retain_weight", "retain_loss_type", "retain_normalization",
         "disable_dropout", "precompute_ref_log_probs", "precompute_ref_batch_size", "cache_ref_hidden_states",
     ),
     "Training": (
@@ -46,7 +46,7 @@ _SECTIONS = {
         "eval_splits", "eval_forget_data", "eval_retain_data", "eval_holdout_data", "eval_extra_metrics", "eval_compat",
         "eval_max_new_tokens", "eval_question_answer_template", "eval_system_prompt", "eval_chat_template_kwargs",
         "eval_truth_ratio_question", "eval_max_batch_tokens", "eval_batch_size", "retain_logs", "retain_model",
-        "eval_select", "eval_stop", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+        "eval_select", "eval_stop", "eval_max_utility_drop", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     ),
     "Logs and checkpoints": (
         "logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit",

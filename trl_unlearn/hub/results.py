@@ -30,6 +30,8 @@ _KEPT = (
     "schema", "benchmark", "split", "model", "retain_reference", "summary", "intervals", "forget_quality", "missing",
     "conventions", "prompt", "generation", "shots", "versions", "data", "cost", "selected_step",
 )  # fmt: skip
+# What stays of a measurement under attack, beside its numbers
+_MEASURED = ("variant", "step", "trained", "quantizer", "share")
 _KINDS = {
     "method": dict, "base_model": dict, "adapter": dict, "data": dict, "hyperparameters": dict, "seeds": dict,
     "history": list, "evaluations": dict, "run": dict, "versions": dict, "eval_results": dict,
@@ -118,6 +120,8 @@ def aggregate(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
             result["forget_quality"] = quality
         else:
             result["missing"]["forget_quality"] = f"log10 p is not finite (D = {quality.get('statistic')})"
+    if attacks := evaluation.get("attacks"):
+        result["attacks"] = {name: _attack(attack) for name, attack in plain(attacks).items()}
     result["data"] = {name: _published(source) for name, source in (result.get("data") or {}).items()}
     for key in ("model", "retain_reference"):
         if name := (result.get(key) or {}).get("name"):
@@ -258,6 +262,21 @@ def load_results(directory: str | Path) -> dict[str, Any] | None:
         **{key: content[key] for key in _KINDS if content.get(key) is not None}
         | {"method": content.get("method") or {}}
     )
+
+
+def _attack(attack: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "settings": attack["settings"],
+        "results": {
+            model: [
+                {key: part[key] for key in _MEASURED if key in part}
+                | {key: _numbers(part[key]) for key in ("summary", "forget_quality") if key in part}
+                for part in parts
+            ]
+            for model, parts in attack["results"].items()
+        },
+        "missing": attack["missing"],
+    }
 
 
 def _is_model_id(name: Any) -> bool:

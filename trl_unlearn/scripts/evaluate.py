@@ -10,13 +10,15 @@ accelerate launch -m trl_unlearn.scripts.evaluate --model_name_or_path my-model 
 
 Writes into `_evaluation/` of the output directory: `evaluation.json` with every number, which `--retain_logs` and
 `trl-unlearn compare` read; `report.html`, `answers.md` and `rows.parquet` to look at; and the logs of open-unlearning.
-Killed and started again, it goes on where it stopped.
+Killed and started again, it goes on where it stopped. With `--attacks`, the model is attacked afterwards, see
+`trl-unlearn attack`.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from trl_unlearn.evaluation.arguments import EvaluationArguments
+from trl_unlearn.attacks.arguments import AttackArguments
 from trl_unlearn.scripts.help import shows_help
 
 
@@ -24,15 +26,17 @@ from trl_unlearn.scripts.help import shows_help
 SOURCES = {
     "Model and output": [
         ("trl_unlearn.scripts.evaluate", "EvaluateScriptArguments"),
-        ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),
+        ("trl_unlearn.evaluation.arguments", "EvaluationArguments"),  # whose groups come first here
+        ("trl_unlearn.attacks.arguments", "AttackArguments"),
     ]
 }
 
 
 @dataclass
-class EvaluateScriptArguments(EvaluationArguments):
+class EvaluateScriptArguments(AttackArguments):
     r"""
-    Arguments of the evaluation command beside [`~evaluation.arguments.EvaluationArguments`].
+    Arguments of the evaluation command beside [`~evaluation.arguments.EvaluationArguments`] and
+    [`~attacks.arguments.AttackArguments`].
 
     Parameters:
         model_name_or_path (`str`):
@@ -76,10 +80,11 @@ class EvaluateScriptArguments(EvaluationArguments):
 
 
 def evaluate(arguments: EvaluateScriptArguments) -> None:
-    """Loads the model, evaluates it on each split, writes the results and prints a table."""
+    """Loads the model, evaluates it on each split, attacks it if asked, writes the results and prints tables."""
     from accelerate import PartialState
     from rich.console import Console
 
+    from trl_unlearn.attacks.run import check_attacks, finished_attacks
     from trl_unlearn.evaluation.benchmarks import evaluate_as_asked, evaluate_retained, load_sets, splits_of, target_of
     from trl_unlearn.evaluation.loading import load_model
     from trl_unlearn.evaluation.logs import read_log
@@ -92,6 +97,8 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     if arguments.eval_benchmark in ("tofu", "world", "custom"):
         for split in splits:  # what is wrong with the data is said before the model is loaded
             load_sets(arguments, split)
+    if arguments.attacks:
+        check_attacks(arguments)
     before = read_log(arguments.before_logs) if arguments.before_logs is not None else None
     model, tokenizer = load_model(
         arguments.model_name_or_path, arguments.model_revision, arguments.dtype, arguments.base_model
@@ -99,6 +106,7 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
     directory = Path(arguments.output_dir) / EVALUATION_DIR
     if arguments.overwrite:  # once, since the retained model's rows and earlier splits' are kept there as well
         RowStore(directory / "rows", overwrite=True)
+    evaluated = []
     for split in splits:
         target = target_of(model, arguments.model_name_or_path)
         retained = evaluate_retained(arguments, split, target, cache_dir=directory / "rows")
@@ -111,18 +119,51 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
             retained=retained,
             cache_dir=directory / "rows",
         )
+        place = directory / split if len(splits) > 1 else directory
+        if attacks := {} if arguments.overwrite else finished_attacks(place / "evaluation.json", result):
+            result["attacks"] = attacks
+        evaluated.append((split, result, retained, place))
         if PartialState().is_main_process:
             results = {"Before": before, Path(arguments.model_name_or_path).name: result, "Retained": retained}
             results = {name: log for name, log in results.items() if log is not None}
-            place = directory / split if len(splits) > 1 else directory
             write_results(result, results, place)
             console = Console()
             console.print(summary_table(results))
             console.print(f"Written to {place}: report.html to look at, evaluation.json for programs.")
+    if arguments.attacks:
+        del model, tokenizer  # each part of an attack loads the model that it needs
+        for split, result, retained, place in evaluated:
+            attack(arguments, split, result, before, retained, place, directory / "rows")
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()
     let_gloo_finish(state.num_processes)
+
+
+def attack(
+    arguments: EvaluateScriptArguments,
+    split: str | None,
+    result: dict[str, Any],
+    before: dict[str, Any] | None,
+    retained: dict[str, Any] | None,
+    directory: Path,
+    cache_dir: Path,
+) -> None:
+    """Attacks the model that was evaluated, adds what comes out to its results, and prints it; as [`run_attacks`]."""
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from trl_unlearn.attacks.report import attack_table
+    from trl_unlearn.attacks.run import run_attacks
+    from trl_unlearn.evaluation.results import write_results
+
+    evaluations = run_attacks(arguments, split, result, before, retained, directory, cache_dir)
+    if PartialState().is_main_process:
+        names = {"before": "Before", "after": Path(arguments.model_name_or_path).name, "retained": "Retained"}
+        write_results(result, {names[name]: log for name, log in evaluations.items()}, directory)
+        console = Console()
+        console.print(attack_table(result["attacks"], evaluations))
+        console.print(f"Written to {directory}: report.html to look at, `attacks` in evaluation.json for programs.")
 
 
 def main() -> None:

@@ -100,7 +100,8 @@ def _read_class(module: str, name: str) -> list[Option]:
                 continue
             default = ast.unparse(keywords["default"]) if "default" in keywords else None
             if "default_factory" in keywords:
-                factory = ast.unparse(keywords["default_factory"])
+                factory = keywords["default_factory"]
+                factory = ast.unparse(factory.body if isinstance(factory, ast.Lambda) else factory)
                 default = {"list": "[]", "dict": "{}"}.get(factory, factory)
             if "metadata" in keywords:
                 metadata = dict(zip(keywords["metadata"].keys, keywords["metadata"].values, strict=True))

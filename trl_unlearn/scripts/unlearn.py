@@ -87,6 +87,9 @@ class UnlearningScriptArguments(EvaluationArguments):
             `eval_strategy`.
         eval_stop (`bool`, *optional*, defaults to `False`):
             Stop at the first evaluation at which the forget probability is that low.
+        eval_max_utility_drop (`float`, *optional*):
+            Raise `retain_weight` at each evaluation at which model utility has fallen by more than this since before
+            training, and lower it again, not below what is given, where it has fallen by less: dual ascent on the constraint.
 
     See [`~evaluation.arguments.EvaluationArguments`] for those that control the evaluation.
     """
@@ -141,6 +144,12 @@ class UnlearningScriptArguments(EvaluationArguments):
         default=None, metadata={"help": "Load the checkpoint at the end that is the best by this rule."}
     )
     eval_stop: bool = field(default=False, metadata={"help": "Stop as soon as the rule of eval_select is met."})
+    eval_max_utility_drop: float | None = field(
+        default=None,
+        metadata={
+            "help": "How far model utility may fall: the weight of the retain loss is raised where it falls more."
+        },
+    )
 
 
 def load_training_sets(
@@ -275,7 +284,12 @@ def make_trainer(
 
         trainer.add_callback(
             UnlearningEvalCallback(
-                trainer, script_args, script_args.dataset_name, script_args.eval_select, script_args.eval_stop
+                trainer,
+                script_args,
+                script_args.dataset_name,
+                script_args.eval_select,
+                script_args.eval_stop,
+                script_args.eval_max_utility_drop,
             )
         )
 

@@ -67,6 +67,11 @@ class UnlearningConfig(SFTConfig):
             Inverse temperature of the forget loss. Must be positive.
         forget_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the forget loss. `npo_coeff` in the NPO and SimNPO repositories, `gamma` in open-unlearning.
+        forget_floor (`float`, *optional*):
+            Probability per token (geometric mean over the answer) at or below which a forget row counts as forgotten, and is
+            not pushed any further while it stays there. Sensible is what a model gives to an answer that it has never
+            seen, such as that of a holdout set: less is over-forgetting, which costs utility and can itself be seen.
+            If `None`, every row is pushed to the end.
         retain_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the retain loss. `grad_diff_coeff` or `KL_coeff` in the NPO and SimNPO repositories, `alpha` in
             open-unlearning, λ in the SimNPO paper. With `0.0` no retain set is needed, and none is read.
@@ -195,6 +200,10 @@ class UnlearningConfig(SFTConfig):
     # Parameters that control the loss
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature of the forget loss. Must be positive."})
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
+    forget_floor: float | None = field(
+        default=None,
+        metadata={"help": "Probability per token at or below which a forget row is not pushed any further."},
+    )
     retain_weight: float = field(
         default=1.0, metadata={"help": "Weight of the retain loss. With 0, no retain set is needed."}
     )
@@ -251,6 +260,8 @@ class UnlearningConfig(SFTConfig):
         for name in ("forget_weight", "retain_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.forget_floor is not None and not 0 < self.forget_floor < 1:
+            raise ValueError(f"`forget_floor` is a probability between 0 and 1, got {self.forget_floor}.")
         if self.forget_weight == 0 and self.retain_weight == 0:
             raise ValueError("`forget_weight` and `retain_weight` are both 0, so there is nothing to train.")
         for name in ("retain_loss_type", "retain_normalization", "pairing"):

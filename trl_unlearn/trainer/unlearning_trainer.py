@@ -195,6 +195,7 @@ class UnlearningTrainer(ReferenceMixin, SFTTrainer):
         self._pushes: list[tuple[str, Future]] = []
         self._hub_thread = HfApi()
 
+        self.retain_weight = args.retain_weight  # which an evaluation may raise
         self.args = args  # what follows is decided before `Trainer` sets it
         self._uses_kl = args.retain_weight > 0 and args.retain_loss_type != "nll"
         self._precomputes = self._forget_loss_uses_reference and args.precompute_ref_log_probs
@@ -478,8 +479,12 @@ class UnlearningTrainer(ReferenceMixin, SFTTrainer):
             forget = scores_of(slice(num_forget))
             alternate = scores_of(slice(num_forget, first_retain)) if num_alternate > 0 else None
             forget_losses = self.forget_loss(forget, alternate)
-            loss = loss + share * self.args.forget_weight * forget_losses.mean()
             columns |= self._forget_columns(forget_losses.detach(), forget, alternate)
+            if self.args.forget_floor is not None:
+                is_forgotten = (forget.logps.detach() / forget.lengths).exp() <= self.args.forget_floor
+                forget_losses = forget_losses * ~is_forgotten
+                columns["forgotten"] = is_forgotten
+            loss = loss + share * self.args.forget_weight * forget_losses.mean()
         if num_retain > 0:
             sums, counts = retain_sums[0], retain_counts[0]
             retain_loss = share * sums.sum() / counts.sum()
@@ -491,7 +496,7 @@ class UnlearningTrainer(ReferenceMixin, SFTTrainer):
                 # `Trainer` divides by the accumulation steps, and the processes average their gradients.
                 parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
                 retain_loss = (share > 0) * sums.sum() * parts / num_items_in_batch
-            loss = loss + self.args.retain_weight * retain_loss
+            loss = loss + self.retain_weight * retain_loss
         if self.aux_loss_enabled:
             loss = loss + share * self.router_aux_loss_coef * outputs.aux_loss
             columns["aux_loss"] = outputs.aux_loss.detach().expand(num_pairs)
