@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from command_line import LORA, flags_of
 
 from trl_unlearn.files import write_text
@@ -24,6 +25,7 @@ print("difference", (logits[0] - logits[1]).abs().max().item())
 """
 
 
+@pytest.mark.slow
 def test_base_on_the_hub(hub_server, client, world, model_dir, tmp_path):
     token = hub_server.token("ledger-user")
     base = hub_server.repository("models", "ledger-user/base")
