@@ -129,6 +129,7 @@ def test_merge(as_adapter, own_ledger, ledger_command, requests_dir, tmp_path):
         assert cells[2:6] == [request["method"], "6", f"`{request['sha256'][:16]}`", "applied"]
         assert f"{request['results']['after']['forget_probability']:.4g}" in cells
     assert "makes a language model forget a private set of 18 rows, by SimNPO and NPO" in card.text or not as_adapter
+    assert "What is undone" not in card.text
     # neither texts nor names, paths or hashes of rows
     published = "".join(
         path.read_text() for path in merged.iterdir() if path.suffix in (".md", ".yaml") or "results" in path.name
@@ -156,7 +157,7 @@ def test_names_are_published_if_asked_for(own_ledger, copy_of, ledger_command, t
     text = (merged / "README.md").read_text()
     assert all(f"customer {number}" in text for number in (1, 2, 3))
     assert text.count("| applied |") == 2 and text.count("| undone |") == 1
-    assert "private set of 12 rows" in text
+    assert "private set of 12 rows" in text and "What is undone is not part of this model" in text
 
 
 def test_base_that_has_changed_is_not_loaded(own_ledger, ledger_command, other_model_dir, tmp_path):

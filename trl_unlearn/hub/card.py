@@ -403,7 +403,7 @@ def _attacks(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"headings": headings, "lines": lines, "notes": notes}
 
 
-def _requests(requests: list[dict[str, Any]]) -> dict[str, list]:
+def _requests(requests: list[dict[str, Any]]) -> dict[str, Any]:
     """The table of the deletion requests, with a column for each metric and moment that there is."""
     moments = {"before": "before", "after": "after", "last": "after the last request"}
     columns = [
@@ -427,7 +427,11 @@ def _requests(requests: list[dict[str, Any]]) -> dict[str, list]:
                 *(as_number(request[moment].get(metric)) for moment, metric in columns),
             ]
         )
-    return {"labels": ["Name"] * named + ["When (UTC)", "Method", "Rows", "SHA-256", "State", *labels], "rows": rows}
+    return {
+        "labels": ["Name"] * named + ["When (UTC)", "Method", "Rows", "SHA-256", "State", *labels],
+        "rows": rows,
+        "undone": any(request["state"] == "undone" for request in requests),
+    }
 
 
 def _question(evaluation: dict[str, Any] | None) -> str:
