@@ -51,7 +51,7 @@ def flags_of(output_dir, **options) -> list[str]:
 
 
 def train(method, output_dir, **options):
-    """Runs a training command in this process; returns what it logged."""
+    """Runs a training command in this process; returns what it logged, which is nothing in a dry run."""
     command, argv, end = f"trl_unlearn.scripts.{method.lower()}", sys.argv, unlearn.end
     sys.argv = [command, *flags_of(output_dir, **options)]
     unlearn.end = lambda trainer: trainer.accelerator.end_training()
@@ -59,7 +59,7 @@ def train(method, output_dir, **options):
         unlearn.main(method)
     finally:
         sys.argv, unlearn.end = argv, end
-    return logs_of(output_dir)
+    return [] if options.get("dry_run") else logs_of(output_dir)
 
 
 def launch(strategy, *command, processes=2, on_accelerator=False, check=True):

@@ -24,6 +24,7 @@ _MODULES = {
     "idk_alternates": "alternates.idk",
     "join_alternates": "data.joining",
     "PushError": "hub.push",
+    "load_ledger": "ledger.adapters",
     "load_unlearned": "hub.load",
     "metric_path": "metrics.paths",
     "npo_loss": "losses",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate_unlearning
     from .hub.load import load_unlearned
     from .hub.push import PushError, push_folder
+    from .ledger.adapters import load_ledger
     from .losses import altpo_loss, npo_loss, simnpo_loss
     from .metrics.paths import metric_path
     from .trainer.altpo_config import AltPOConfig

@@ -14,6 +14,7 @@ COMMANDS = {
     "attack": "Attack an unlearned model: relearning, quantisation, sampling, paraphrases, its adapter.",
     "compare": "Compare evaluations from their files alone.",
     "push": "Push a trained model or adapter to the Hub, with its results and card.",
+    "ledger": "Show, undo, merge and check deletion requests that were trained one after another.",
     "merge": "Merge an adapter into its base model.",
     "chat": "Ask a model, its base and the retained model the same question.",
     "env": "Print versions and devices, for a report of an error.",

@@ -152,7 +152,20 @@ def test_tofu_from_scratch_lays_out_what_its_recipes_read(tmp_path):
 
 def test_command_line_names_its_commands():
     command = str(Path(sys.executable).with_name("trl-unlearn"))
-    for name in ("npo", "simnpo", "altpo", "evaluate", "attack", "compare", "push", "merge", "chat", "quickstart"):
+    names = (
+        "npo",
+        "simnpo",
+        "altpo",
+        "evaluate",
+        "attack",
+        "compare",
+        "push",
+        "ledger",
+        "merge",
+        "chat",
+        "quickstart",
+    )
+    for name in names:
         assert name in run(command, "--help")
     assert run(command, "--version").strip() == trl_unlearn.__version__
     assert "--forget_weight" in run(command, "simnpo", "--help")

@@ -64,7 +64,7 @@ def test_help_needs_no_heavy_import(command):
 
 
 @pytest.mark.parametrize(
-    "command", ["alternates", "compare", "push", "merge", "chat", "estimate", "quickstart", "env"]
+    "command", ["alternates", "compare", "push", "ledger", "merge", "chat", "estimate", "quickstart", "env"]
 )
 def test_help_of_every_command_is_there_at_once(command):
     """Of all modules that it imports, none takes long."""

@@ -226,3 +226,11 @@ def test_saved_world_loads_like_tofu(tmp_path):
     assert sorted(path.name for path in directory.iterdir()) == sorted(
         ["README.md", *(f"{name}.json" for name in world)]
     )
+
+
+def test_evaluation_rows_of_everyone(default_world):
+    whole = generate_world(max_retain_perturbed=None)
+    for config in ("full", "forget", "retain", "world_facts", "retained_model"):
+        assert whole[config] == default_world[config]
+    assert len(default_world["retain_perturbed"]) == 96
+    assert [subject(row) for row in whole["retain_perturbed"]] == list(dict.fromkeys(map(subject, whole["retain"])))

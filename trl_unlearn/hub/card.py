@@ -277,6 +277,7 @@ def _body(results: dict[str, Any], title: str, repo_id: str | None, files: Colle
         "table": _table(evaluations) if after else None,
         "evaluation": _evaluation(after, evaluations.get("retained")) if after else None,
         "attacks": _attacks(evaluations) if after and after.get("attacks") else None,
+        "requests": _requests(results["requests"]) if results["requests"] else None,
         "repo_id": repo_id,
         "question": _question(after or evaluations.get("before")),
         "is_adapter": _is_adapter(results),
@@ -400,6 +401,37 @@ def _attacks(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
             notes.append(f"{as_markdown(name.capitalize())}: {'; '.join(made)}.")
     notes += [f"Left out: {as_markdown(label)} ({as_markdown(reason)})." for label, reason in left_out(attacks)]
     return {"headings": headings, "lines": lines, "notes": notes}
+
+
+def _requests(requests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table of the deletion requests, with a column for each metric and moment that there is."""
+    moments = {"before": "before", "after": "after", "last": "after the last request"}
+    columns = [
+        (moment, metric)
+        for metric in dict.fromkeys(metric for request in requests for metric in request["after"])
+        for moment in (moments if metric.startswith("forget") else ("after",))
+    ]
+    labels = [f"{metric_label(metric)[0]}, {moments[moment]}" for moment, metric in columns]
+    named = any("name" in request for request in requests)
+    rows = []
+    for request in requests:
+        rows.append(
+            [
+                as_number(request["number"]),
+                *([as_markdown(as_text(request.get("name", "")))] if named else []),
+                as_markdown(as_text(request["date"])[:16].replace("T", " ")),
+                as_markdown(as_text(request["method"])),
+                as_number(request["n"]),
+                as_code(as_text(request["sha256"])[:16]),
+                as_markdown(as_text(request["state"])),
+                *(as_number(request[moment].get(metric)) for moment, metric in columns),
+            ]
+        )
+    return {
+        "labels": ["Name"] * named + ["When (UTC)", "Method", "Rows", "SHA-256", "State", *labels],
+        "rows": rows,
+        "undone": any(request["state"] == "undone" for request in requests),
+    }
 
 
 def _question(evaluation: dict[str, Any] | None) -> str:

@@ -35,6 +35,7 @@ _MEASURED = ("variant", "step", "trained", "quantizer", "share")
 _KINDS = {
     "method": dict, "base_model": dict, "adapter": dict, "data": dict, "hyperparameters": dict, "seeds": dict,
     "history": list, "evaluations": dict, "run": dict, "versions": dict, "eval_results": dict,
+    "requests": list,
 }  # fmt: skip
 
 
@@ -143,6 +144,7 @@ def collect_results(
     run: dict[str, Any] | None = None,
     versions: dict[str, str] | None = None,
     eval_results: dict[str, str] | None = None,
+    requests: Iterable[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """
     The results of an unlearning run, from which card, metadata and tables are made.
@@ -173,6 +175,8 @@ def collect_results(
         eval_results (`dict`, *optional*):
             `benchmark` (id of a data set on the Hub's list of benchmarks), `task_id`, and `metric` if the task is not
             called like one. For `.eval_results/*.yaml`.
+        requests (`Iterable[dict]`, *optional*):
+            What [`~ledger.report.published_requests`] gives, of a model that several deletion requests were applied to.
 
     Returns:
         `dict`: The results, with `"schema"` and every key of the above.
@@ -204,6 +208,7 @@ def collect_results(
         "run": plain(run or {}),
         "versions": plain(versions or {}),
         "eval_results": plain(eval_results),
+        "requests": [plain(request) for request in requests],
     }
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig
 
+    from ..ledger.training import RequestTraining
     from ..trainer.unlearning_config import UnlearningConfig
     from ..trainer.unlearning_trainer import UnlearningTrainer
 
@@ -64,6 +65,18 @@ class UnlearningScriptArguments(EvaluationArguments):
         dry_run (`bool`, *optional*, defaults to `False`):
             Load model and data, check them, print the plan (steps, tokens, what will be pushed where), and stop. Nothing is
             trained, saved or changed on the Hub.
+
+        > Parameters that control the ledger of requests
+
+        ledger (`str`, *optional*):
+            Folder of a ledger of deletion requests, made by the first. The model is then the base with the adapters of all
+            requests that are applied, the output goes into the request's folder there, and rows of earlier requests are left
+            out of the retain set. Needs `use_peft`.
+        request (`str`, *optional*):
+            Name of the request, as `"customer 17"`. It stays in the ledger and is published only if asked for.
+        ledger_mode (`str`, *optional*, defaults to `"own"`):
+            `"own"`: a new adapter for the request, which can be undone. `"continued"`: the last request's adapter is trained
+            on, with its rank and modules; only the last of such requests can be undone.
 
         > Parameters that control what is made of the evaluations during training
 
@@ -118,6 +131,14 @@ class UnlearningScriptArguments(EvaluationArguments):
     )
     dry_run: bool = field(
         default=False, metadata={"help": "Load and check everything, print the plan, and stop before training."}
+    )
+    ledger: str | None = field(
+        default=None, metadata={"help": "Folder of a ledger of deletion requests, to which this one is added."}
+    )
+    request: str | None = field(default=None, metadata={"help": "Name of the request in the ledger."})
+    ledger_mode: Literal["own", "continued"] = field(
+        default="own",
+        metadata={"help": "A new adapter for the request, or the last request's, trained on."},
     )
     eval_select: Literal["retained", "unseen"] | None = field(
         default=None, metadata={"help": "Load the checkpoint at the end that is the best by this rule."}
@@ -192,6 +213,7 @@ def make_trainer(
     script_args: UnlearningScriptArguments,
     training_args: "UnlearningConfig",
     model_args: "ModelConfig",
+    request: "RequestTraining | None" = None,
 ) -> "UnlearningTrainer":
     """
     Loads model and data and checks them.
@@ -205,6 +227,8 @@ def make_trainer(
             Configuration of the trainer.
         model_args ([`~trl.ModelConfig`]):
             Model, quantization and adapter.
+        request ([`~ledger.training.RequestTraining`], *optional*):
+            Request of a ledger that is trained.
 
     Returns:
         [`UnlearningTrainer`]: Ready to train, with its evaluation and its recipe.
@@ -224,6 +248,10 @@ def make_trainer(
         **(training_args.model_init_kwargs or {}),
     }
     forget, retain = load_training_sets(script_args, with_retain=training_args.retain_weight > 0)
+    model, peft_config = model_args.model_name_or_path, adapter_of(model_args)
+    if request is not None:
+        retain = request.take_rows(forget, retain)
+        model, peft_config = request.load_model(training_args, peft_config)
 
     if script_args.eval_select is not None and not script_args.eval_stop:
         if training_args.save_strategy != training_args.eval_strategy:
@@ -239,7 +267,7 @@ def make_trainer(
     eval_dataset = {"forget": forget} if training_args.eval_strategy != "no" else None
 
     trainer = trainer_class(
-        model=model_args.model_name_or_path,
+        model=model,
         args=training_args,
         train_dataset=forget,
         retain_dataset=retain,
@@ -247,8 +275,10 @@ def make_trainer(
         processing_class=script_args.tokenizer_name_or_path
         and AutoTokenizer.from_pretrained(script_args.tokenizer_name_or_path),
         quantization_config=get_quantization_config(model_args),
-        peft_config=adapter_of(model_args),
+        peft_config=peft_config,
     )
+    if request is not None:
+        request.check_adapter(trainer.model)
     if script_args.eval_benchmark is not None:
         from ..evaluation.callback import UnlearningEvalCallback
 
@@ -275,6 +305,7 @@ def run(
     script_args: UnlearningScriptArguments,
     training_args: "UnlearningConfig",
     model_args: "ModelConfig",
+    request: "RequestTraining | None" = None,
 ) -> None:
     """
     Trains, evaluates, saves, and then pushes if `push_to_hub` is set; with `dry_run`, only says what that would be.
@@ -288,6 +319,8 @@ def run(
             Configuration of the trainer.
         model_args ([`~trl.ModelConfig`]):
             Model, quantization and adapter.
+        request ([`~ledger.training.RequestTraining`], *optional*):
+            Request of a ledger that is trained, and added to it at the end.
     """
     from ..hub.push import PushError
     from ..trainer.plan import planning, print_plan
@@ -295,7 +328,7 @@ def run(
     if script_args.dry_run:
         trainer_class = planning(trainer_class)
     try:
-        trainer = make_trainer(trainer_class, script_args, training_args, model_args)
+        trainer = make_trainer(trainer_class, script_args, training_args, model_args, request)
     except (ImportError, OSError, PushError, TypeError, ValueError) as error:
         sys.exit(f"trl-unlearn: {error}")
     if script_args.dry_run:
@@ -310,6 +343,8 @@ def run(
         trainer.push_to_hub()  # which saves first
     else:
         trainer.save_model()
+    if request is not None:
+        request.record(trainer)
     if trainer.is_world_process_zero():
         show_result(trainer)
     end(trainer)
@@ -391,4 +426,10 @@ def main(method: str) -> None:
     from .parsing import RecipeParser
 
     parser = RecipeParser((UnlearningScriptArguments, getattr(trl_unlearn, f"{method}Config"), ModelConfig))
-    run(getattr(trl_unlearn, f"{method}Trainer"), *parser.parse())
+    trainer_class, arguments = getattr(trl_unlearn, f"{method}Trainer"), parser.parse()
+    if arguments[0].ledger is None:
+        run(trainer_class, *arguments)
+    else:
+        from ..ledger.training import train_request
+
+        train_request(trainer_class, *arguments)

@@ -15,10 +15,11 @@ from .grammar import COUNTRIES, FIRST_NAMES, LAST_NAMES, PERSON_ATTRIBUTES, PHRA
 
 
 _NUM_WRONG = 5  # perturbed answers, and alternates, of each fact
-_MAX_RETAIN_PERTURBED = 96
 
 
-def generate_world(seed: int = 0, num_people: int = 64, num_forget: int = 8) -> dict[str, list[dict]]:
+def generate_world(
+    seed: int = 0, num_people: int = 64, num_forget: int = 8, max_retain_perturbed: int | None = 96
+) -> dict[str, list[dict]]:
     """
     Generates a world.
 
@@ -32,6 +33,9 @@ def generate_world(seed: int = 0, num_people: int = 64, num_forget: int = 8) -> 
             6 to 32.
         num_forget (`int`, *optional*, defaults to `8`):
             How many of the people are to be forgotten.
+        max_retain_perturbed (`int`, *optional*, defaults to `96`):
+            Largest number of rows of `retain_perturbed`; with `None`, it has all facts, so that an evaluation can be made for
+            whomever of the people. The rows to train on do not depend on it.
 
     Returns:
         `dict[str, list[dict]]`: Rows by configuration, with the names and columns of TOFU and the columns `person`,
@@ -42,7 +46,7 @@ def generate_world(seed: int = 0, num_people: int = 64, num_forget: int = 8) -> 
         - `retain`: the rows of the other people.
         - `world_facts`: the rows of the countries' capitals.
         - `retained_model`: retain and world facts. What the retained model is trained on.
-        - `forget_perturbed`, `retain_perturbed`: one row per fact (at most 96 of the retain facts): `question` and
+        - `forget_perturbed`, `retain_perturbed`: one row per fact (of the retain facts a sample): `question` and
           `answer` as trained, `paraphrased_question` and `paraphrased_answer` in the phrasing that was held out, 5
           wrong `perturbed_answer` in that phrasing, none with the value of an alternate.
         - `world_facts_perturbed`: the same for the capitals, whose phrasings are all trained: no paraphrase.
@@ -73,7 +77,8 @@ def generate_world(seed: int = 0, num_people: int = 64, num_forget: int = 8) -> 
         )
 
     forget, retain, world_facts = ([row for fact in facts[split] for row in _training_rows(fact)] for split in facts)
-    sampled = sorted(rng.sample(range(len(facts["retain"])), min(_MAX_RETAIN_PERTURBED, len(facts["retain"]))))
+    num_perturbed = min(max_retain_perturbed or len(facts["retain"]), len(facts["retain"]))
+    sampled = sorted(rng.sample(range(len(facts["retain"])), num_perturbed))
     return {
         "full": retain + world_facts + forget,
         "forget": [
