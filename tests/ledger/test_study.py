@@ -11,7 +11,7 @@ import pytest
 import trl_unlearn
 
 
-STUDY = Path(trl_unlearn.__file__).parents[1] / "examples" / "studies" / "requests.py"
+STUDY = Path(trl_unlearn.__file__).parents[1] / "examples" / "studies" / "deletion_requests.py"
 
 
 @pytest.mark.slow

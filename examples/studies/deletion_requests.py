@@ -1,7 +1,7 @@
 """
 Ten deletion requests, one after another: an adapter for each, against one that is trained on.
 
-    OMP_NUM_THREADS=1 python examples/studies/requests.py
+    OMP_NUM_THREADS=1 python examples/studies/deletion_requests.py
 
 The people of the embedded world ask to be forgotten, one to three at a time, and are unlearned with SimNPO and LoRA,
 by the training command and into a ledger. After each request all earlier ones are measured again, and the utility on
@@ -236,7 +236,7 @@ def main() -> None:
     parser = ArgumentParser(
         description="Deletion requests one after another: an adapter for each, against a continued one."
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/studies/requests"))
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/studies/deletion_requests"))
     parser.add_argument("--seed", type=int, default=0, help="Seed of the world, its models and the training.")
     parser.add_argument(
         "--num_requests", type=int, default=len(SIZES), choices=range(1, len(SIZES) + 1), metavar="1..10"
