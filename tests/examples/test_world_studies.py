@@ -86,6 +86,7 @@ def test_crossing(load):
     assert crossing(curve, "forget", 101) is None
 
 
+@pytest.mark.slow
 def test_divergence_command(tmp_path):
     flags = ("--seeds", 0, "--betas", 0.5, 50, "--steps", 8, "--sgd_learning_rate", 0.02, "--adamw_learning_rate", 1e-3,
              *TINY_WORLD, "--worlds_dir", tmp_path / "worlds")  # fmt: skip
@@ -144,6 +145,7 @@ def test_correlations(load):
     assert study.correlation(np.full(20, 0.3) + 1e-7 * values, others) is None
 
 
+@pytest.mark.slow
 def test_gradient_weights_command(tmp_path):
     flags = (
         "--seeds",
@@ -218,7 +220,8 @@ def test_sizes_command(tmp_path):
     ]  # fmt: skip
     for row in rows:
         assert row["before"]["forget_quality"]["n"] == row["before"]["forget_quality"]["n_retain"] == 8 * row["size"]
-        assert row["before"] == next(other["before"] for other in rows if other["size"] == row["size"])
+        first = next(other for other in rows if other["size"] == row["size"])
+        assert row["before"]["summary"] == pytest.approx(first["before"]["summary"], rel=1e-5)
         assert row["evaluation"]["summary"] != row["before"]["summary"]
     # The same target is asked the same about those who are kept, whatever the size
     utilities = [row["before"]["summary"]["model_utility"] for row in rows]
