@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 
 def write_text(text: str, path: str | Path) -> None:
     """Writes a text file, and the folders it stands in, under another name first."""
@@ -23,6 +21,8 @@ def write_json(content: Any, path: str | Path) -> None:
 
 def write_arrow(path: str | Path, column: str, batches: Iterable[list[bytes]]) -> None:
     """Writes a column of bytes for [`~datasets.Dataset.from_file`] in the same way, with one batch in memory at a time."""
+    import pyarrow as pa  # which commands that only write text need not wait for
+
     unfinished = _unfinished(Path(path))
     schema = pa.schema({column: pa.large_binary()})
     with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
