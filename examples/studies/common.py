@@ -4,9 +4,11 @@ import hashlib
 import json
 import logging
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import datasets
@@ -89,6 +91,21 @@ def make_worlds(worlds_dir: str, seeds: list[int], num_people: int, training_epo
         flags = (f"--num_train_epochs={training_epochs}",)
         trainings.append(Training(directory / "data", "full", directory / "target", flags))
     train_models(trainings, console)
+
+
+def check_lowest(parser: ArgumentParser, options: Namespace, lowest: dict[str, int]) -> None:
+    """Ends the program if an option is below the lowest value that makes sense."""
+    for name, value in lowest.items():
+        if getattr(options, name) < value:
+            parser.error(f"--{name} must be at least {value}, got {getattr(options, name)}")
+
+
+def write_results(directory: Path, options: Namespace, start: float, rows: list[dict[str, Any]]) -> float:
+    """Writes `results.json`, and returns the seconds since `start`, of `perf_counter`."""
+    seconds = perf_counter() - start
+    results = {"options": vars(options), "seconds": seconds, "processor_seconds": process_time(), "rows": rows}
+    write_json(results, directory / "results.json")
+    return seconds
 
 
 def once(path: Path, options: dict[str, Any], run: Callable[[], Any]) -> Any:

@@ -11,11 +11,11 @@ descent (SGD) and with AdamW, and how far they have gone is measured on the way.
 
 from argparse import ArgumentParser
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter
 
 import numpy as np
 import torch
-from common import Completions, be_quiet, make_worlds, once, trainer_of
+from common import Completions, be_quiet, check_lowest, make_worlds, once, trainer_of, write_results
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -23,7 +23,6 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from trl_unlearn.data.loading import load_rows
 from trl_unlearn.evaluation.plots import COLORS, RETAINED, plt
-from trl_unlearn.files import write_json
 
 
 OPTIMIZERS = {"sgd": "SGD", "adamw_torch": "AdamW"}
@@ -245,9 +244,7 @@ def main() -> None:
     )
     parser.add_argument("--output_dir", default="outputs/studies/divergence")
     options = parser.parse_args()
-    for name, lowest in (("steps", 2), ("num_people", 8), ("training_epochs", 1)):
-        if getattr(options, name) < lowest:
-            parser.error(f"--{name} must be at least {lowest}, got {getattr(options, name)}")
+    check_lowest(parser, options, {"steps": 2, "num_people": 8, "training_epochs": 1})
     for beta in options.betas:
         if beta <= 0:
             parser.error(f"--betas must be positive, got {beta:g}")
@@ -259,9 +256,8 @@ def main() -> None:
     with tqdm(total=len(options.seeds) * len(OPTIMIZERS) * (1 + len(options.betas)) * options.steps) as progress:
         for seed in options.seeds:
             rows += run_seed(seed, options, progress)
-    seconds, directory = perf_counter() - start, Path(options.output_dir)
-    results = {"options": vars(options), "seconds": seconds, "processor_seconds": process_time(), "rows": rows}
-    write_json(results, directory / "results.json")
+    directory = Path(options.output_dir)
+    seconds = write_results(directory, options, start, rows)
     plot(rows, options, directory / "divergence.png")
     caption = (
         f"Means over {len(options.seeds)} worlds. A run ends beyond {FAR:g} nats. 2nd half: the factor by which it grew. "

@@ -14,11 +14,21 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter
 
 import numpy as np
 import torch
-from common import Completions, Training, be_quiet, make_worlds, once, train_models, trainer_of
+from common import (
+    Completions,
+    Training,
+    be_quiet,
+    check_lowest,
+    make_worlds,
+    once,
+    train_models,
+    trainer_of,
+    write_results,
+)
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -28,7 +38,6 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl_unlearn import UnlearningTrainer
 from trl_unlearn.data.loading import load_rows
 from trl_unlearn.evaluation.plots import COLORS, ORIGINAL, plt
-from trl_unlearn.files import write_json
 from trl_unlearn.trainer.unlearning_trainer import RowScores
 
 
@@ -243,9 +252,7 @@ def main() -> None:
     parser.add_argument("--output_dir", default="outputs/studies/gradient_weights")
     options = parser.parse_args()
     lowest = {"epochs": 1, "eval_steps": 1, "tofu_epochs": 1, "training_epochs": 1, "num_people": 8}
-    for name, value in lowest.items():
-        if getattr(options, name) < value:
-            parser.error(f"--{name} must be at least {value}, got {getattr(options, name)}")
+    check_lowest(parser, options, lowest)
 
     be_quiet()
     start, console, directory = perf_counter(), Console(), Path(options.output_dir)
@@ -277,9 +284,7 @@ def main() -> None:
                 )
                 rows.append(run | result)
                 progress.update(len(rows) - progress.n)  # of a run that was there
-    seconds = perf_counter() - start
-    results = {"options": vars(options), "seconds": seconds, "processor_seconds": process_time(), "rows": rows}
-    write_json(results, directory / "results.json")
+    seconds = write_results(directory, options, start, rows)
     plot(rows, directory / "gradient_weights.png")
     caption = (
         "Of the weights: mean; CV, the standard deviation over the mean, also of SimNPO's without its 1/n; Spearman's ρ with "

@@ -15,14 +15,13 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 import numpy as np
-from common import Training, be_quiet, once, train_models, trainer_of
+from common import Training, be_quiet, once, train_models, trainer_of, write_results
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import ks_2samp
 from tqdm import tqdm
 
 from trl_unlearn.evaluation.plots import COLORS, MARKERS, RETAINED, plt
-from trl_unlearn.files import write_json
 from trl_unlearn.world import generate_world, save_world
 
 
@@ -247,9 +246,7 @@ def main() -> None:
         path = folder / f"forget-{size}" / "runs" / f"{method.lower()}.json"
         result = once(path, asked, lambda f=folder, s=size, m=method: unlearn(f, s, m, options))
         rows.append(run | result | {"retained": retained_result(folder, size)})
-    seconds = perf_counter() - start
-    results = {"options": vars(options), "seconds": seconds, "processor_seconds": process_time(), "rows": rows}
-    write_json(results, directory / "results.json")
+    seconds = write_results(directory, options, start, rows)
     plot(rows, options, directory / "sizes.png")
     caption = (
         f"Survives: p above {LOWEST_P} and at least {LOWEST_UTILITY:.0%} of the retained model's utility. With few facts, p "
