@@ -137,6 +137,16 @@ def trainer_of(method: str, recipe: str, **changes: Any) -> UnlearningTrainer:
     return trainer
 
 
+def score_of(evaluation: dict[str, Any], before: dict[str, Any]) -> float:
+    """
+    What is forgotten and what is kept in one number: the harmonic mean of 1 − D, where D is the distance of the truth ratios
+    from the retained model's, and of the share of utility before unlearning.
+    """
+    forgotten = 1 - evaluation["forget_quality"]["statistic"]
+    kept = min(evaluation["summary"]["model_utility"] / before["summary"]["model_utility"], 1.0)
+    return 2 * forgotten * kept / (forgotten + kept) if forgotten + kept else 0.0
+
+
 class Completions:
     """
     The completions of some rows, to be scored at once.

@@ -17,7 +17,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import be_quiet, trainer_of
+from common import be_quiet, score_of, trainer_of
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
@@ -25,15 +25,22 @@ from scipy import stats
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from trl_unlearn import load_unlearned
 from trl_unlearn.alternates.idk import idk_alternates
+from trl_unlearn.attacks.relearn import encode_rows, relearn
+from trl_unlearn.attacks.subsets import split_rows
+from trl_unlearn.data.loading import load_rows
 from trl_unlearn.evaluation.arguments import EvaluationArguments
 from trl_unlearn.evaluation.benchmarks import evaluate_as_asked
+from trl_unlearn.evaluation.evaluate import evaluate_unlearning
 from trl_unlearn.evaluation.logs import read_log
 from trl_unlearn.evaluation.plots import COLORS
+from trl_unlearn.evaluation.prompting import Prompting
 from trl_unlearn.evaluation.retention import evaluate_at_retention
 from trl_unlearn.files import write_json, write_text
 from trl_unlearn.hub.load import fold_in
 from trl_unlearn.scripts.quickstart import train_models
+from trl_unlearn.world import grammar
 
 
 # Script and recipe of each method, and what differs from the recipe. IdkPO is AltPO with answers that say "I do not know".
@@ -52,9 +59,15 @@ METHODS = {
     "IdkPO, LoRA": ("AltPO", "altpo_lora", {}),
 }
 LORA = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"}
-# Methods without a preset of their own, whose learning rate is searched on worlds that no result is from
-SEARCHED = ("GA", "GA, LoRA", "GradDiff", "GradDiff, LoRA", "IdkPO", "IdkPO, LoRA")
-SEARCH_SEEDS, SEARCH_RATES = (1, 2), (1e-4, 3e-4, 1e-3, 3e-3)
+# What is searched for methods without a preset of their own, on worlds that no result is from
+_RATES = [{"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3)]
+_LORA_RATES = [{"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3)]
+_IDK = [{"beta": beta, "forget_weight": weight} for beta in (0.02, 0.1) for weight in (0.1, 1.0)]
+SEARCH = {
+    "GA": _RATES, "GradDiff": _RATES, "IdkPO": _IDK,
+    "GA, LoRA": _LORA_RATES, "GradDiff, LoRA": _LORA_RATES, "IdkPO, LoRA": _IDK,
+}  # fmt: skip
+SEARCH_SEEDS = (1, 2)
 # Column: where it stands in a run's results
 COLUMNS = {
     "D ↓": ("forget_quality", "statistic"),
@@ -62,6 +75,7 @@ COLUMNS = {
     "Prob. →": ("summary", "forget_probability"),
     "Formed ↑": ("summary", "well_formed"),
     "Leaked →": ("summary", "leaked"),
+    "Score ↑": ("score",),
     "CPU s": ("seconds",),
 }
 AT_RETENTION = {
@@ -72,6 +86,9 @@ AT_RETENTION = {
     "ES →": ("at_retention", "forget_extraction_strength"),
     "Leaked →": ("at_retention", "leaked"),
 }
+RELEARNED = {"Leaked →": ("relearned", "leaked"), "Prob. →": ("relearned", "forget_probability")}
+TABLES = ((COLUMNS, "As unlearned"), (AT_RETENTION, "At 95 % retention"), (RELEARNED, "A fifth learnt again"))
+RETAINED = "Retained model"
 console = Console()
 
 
@@ -85,7 +102,30 @@ def make_world(directory: Path, seed: int) -> Path:
     return folder
 
 
-def run(folder: Path, name: str, changes: dict[str, Any], output_dir: Path) -> None:
+def relearn_forgotten(model, tokenizer, folder: Path) -> dict[str, float]:
+    """A fifth of the facts is learnt again: the most that is told of the others, and their highest probability."""
+    facts = load_rows(str(folder / "data"), "forget_perturbed")
+    trained, asked = split_rows(facts, "random", 0.2)
+    curve = relearn(
+        model,
+        tokenizer,
+        encode_rows(facts.select(trained), Prompting(tokenizer)),
+        lambda model: evaluate_unlearning(
+            model,
+            tokenizer,
+            facts.select(asked),
+            grammar=grammar,
+            truth_ratio_question="paraphrased_question",
+            max_new_tokens=32,
+            show_progress=False,
+        )["summary"],
+        learning_rate=1e-3,
+        show_progress=False,
+    )
+    return {key: max(summary[key] for summary in curve.values()) for key in ("leaked", "forget_probability")}
+
+
+def run(folder: Path, name: str, changes: dict[str, Any], output_dir: Path, is_search: bool) -> None:
     """Unlearns by a recipe, evaluates, and writes `run.json`, unless it is there."""
     if (output_dir / "run.json").exists():
         return
@@ -122,24 +162,43 @@ def run(folder: Path, name: str, changes: dict[str, Any], output_dir: Path) -> N
             show_progress=False,
         )
 
-    model = fold_in(trainer.model) if hasattr(trainer.model, "peft_config") else trainer.model
-    original = AutoModelForCausalLM.from_pretrained(folder / "target")
-    at_retention = evaluate_at_retention(model, original, evaluate)
-    result = at_retention.pop("result")
-    last = json.loads((output_dir / "_evaluation" / "evaluation.json").read_text())
+    trajectory = json.loads((output_dir / "_evaluation" / "evaluations.json").read_text())
+    result = {
+        "method": name,
+        "changes": changes,
+        "summary": trajectory[-1]["summary"],
+        "forget_quality": trajectory[-1]["forget_quality"],
+        "score": score_of(trajectory[-1], trajectory[0]),
+        "trajectory": trajectory,
+        "seconds": seconds,
+    }
+    if not is_search:
+        model = fold_in(trainer.model) if hasattr(trainer.model, "peft_config") else trainer.model
+        original = AutoModelForCausalLM.from_pretrained(folder / "target")
+        at_retention = evaluate_at_retention(model, original, evaluate)
+        mixed = at_retention.pop("result")
+        result["at_retention"] = {**at_retention, **mixed["summary"], **mixed["forget_quality"]}
+        result["relearned"] = relearn_forgotten(model, trainer.processing_class, folder)
     write_json(
         {
-            "method": name,
-            "changes": changes,
-            "summary": last["summary"],
-            "forget_quality": last["forget_quality"],
-            "at_retention": {**at_retention, **result["summary"], **result["forget_quality"]},
-            "trajectory": json.loads((output_dir / "_evaluation" / "evaluations.json").read_text()),
-            "seconds": seconds,
+            **result,
             "commit": subprocess.run(
                 ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
             ).stdout.strip(),
         },
+        output_dir / "run.json",
+    )
+
+
+def run_retained(folder: Path, output_dir: Path) -> None:
+    """The retained model beside the methods: what it tells, before and after it is taught a fifth of the facts."""
+    if (output_dir / "run.json").exists():
+        return
+    log = json.loads((folder / "retained" / "_evaluation" / "evaluation.json").read_text())
+    model, tokenizer = load_unlearned(str(folder / "retained"))
+    relearned = relearn_forgotten(model, tokenizer, folder)
+    write_json(
+        {"method": RETAINED, "changes": {}, "summary": log["summary"], "relearned": relearned},
         output_dir / "run.json",
     )
 
@@ -149,15 +208,17 @@ def read_runs(directory: Path, kind: str) -> dict[str, list[dict]]:
     runs: dict[str, list[dict]] = {}
     for path in sorted(directory.glob(f"world-*/{kind}/*/run.json")):
         run = json.loads(path.read_text())
-        rate = f", {run['changes']['learning_rate']:g}" if kind == "search" else ""
-        runs.setdefault(run["method"] + rate, []).append(run)
-    return runs
+        options = "".join(f" {option}={value:g}" for option, value in run["changes"].items())
+        runs.setdefault(run["method"] + options, []).append(run)
+    order = [RETAINED, *METHODS]
+    return dict(sorted(runs.items(), key=lambda item: order.index(item[1][0]["method"])))
 
 
-def value_of(run: dict, path: tuple[str, ...]) -> float:
+def value_of(run: dict, path: tuple[str, ...]) -> float | None:
+    """What stands there; the retained model has not all that is measured of methods."""
     for key in path:
-        run = run[key]
-    return float(run)
+        run = run.get(key, {})
+    return None if run == {} else float(run)
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float]:
@@ -176,9 +237,15 @@ def table_of(runs: dict[str, list[dict]], columns: dict[str, tuple[str, ...]], t
     for name, of_name in runs.items():
         cells = [name, str(len(of_name))]
         for path in columns.values():
-            mean, half = mean_and_interval([value_of(run, path) for run in of_name])
+            values = [value_of(run, path) for run in of_name]
+            if None in values:
+                cells.append("–")
+                continue
+            mean, half = mean_and_interval(values)
             digits = 0 if path == ("seconds",) else 2
             cells.append(f"{mean:.{digits}f}" + (f"±{half:.{digits}f}" if len(of_name) > 1 else ""))
+        if cells.count("–") == len(columns):
+            continue
         table.add_row(*cells)
         lines.append(f"| {' | '.join(cells)} |")
     return table, "\n".join(lines)
@@ -187,7 +254,7 @@ def table_of(runs: dict[str, list[dict]], columns: dict[str, tuple[str, ...]], t
 def draw(runs: dict[str, list[dict]], path: Path) -> None:
     """Mean trajectories, all weights and LoRA beside each other."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
-    names = list(dict.fromkeys(name.removesuffix(", LoRA") for name in runs))
+    names = list(dict.fromkeys(name.removesuffix(", LoRA") for name in runs if name != RETAINED))
     for axis, suffix, title in zip(axes, ("", ", LoRA"), ("All weights", "LoRA"), strict=True):
         for name, color in zip(names, COLORS, strict=False):
             trajectories = [run["trajectory"] for run in runs.get(name + suffix, [])]
@@ -228,21 +295,23 @@ def main() -> None:
     be_quiet()
     kind = "search" if options.search else "runs"
     seeds = SEARCH_SEEDS if options.search else options.seeds
-    names = [name for name in options.methods if not options.search or name in SEARCHED]
-    changes = [{"learning_rate": rate} for rate in SEARCH_RATES] if options.search else [{}]
-    work = [(seed, name, change) for seed in seeds for name in names for change in changes]
+    work = [
+        (seed, name, changes)
+        for seed in seeds
+        for name in options.methods
+        for changes in (SEARCH.get(name, []) if options.search else [{}])
+    ]
     folders = {seed: make_world(options.output_dir, seed) for seed in seeds}
-    for seed, name, change in tqdm(work, desc="Runs"):
-        slug = "-".join([name.lower().replace(", ", "-"), *(f"{value:g}" for value in change.values())])
-        run(folders[seed], name, change, folders[seed] / kind / slug)
+    if not options.search:
+        for folder in folders.values():
+            run_retained(folder, folder / kind / "retained")
+    for seed, name, changes in tqdm(work, desc="Runs"):
+        slug = "-".join([name.lower().replace(", ", "-"), *(f"{value:g}" for value in changes.values())])
+        run(folders[seed], name, changes, folders[seed] / kind / slug, options.search)
 
     runs = read_runs(options.output_dir, kind)
-    order = {name: index for index, name in enumerate(METHODS)}
-    runs = dict(
-        sorted(runs.items(), key=lambda item: order.get(item[0].rsplit(", ", 1)[0] if options.search else item[0], 0))
-    )
     markdown = []
-    for columns, title in ((COLUMNS, "As unlearned"), (AT_RETENTION, "At 95 % retention")):
+    for columns, title in ((COLUMNS, "As unlearned"),) if options.search else TABLES:
         table, text = table_of(runs, columns, title)
         console.print(table)
         markdown.append(text)
