@@ -182,6 +182,8 @@ def evaluate_unlearning(
         findings.missing |= attacks["missing"]
         for name, columns in attacks["rows"].items():
             findings.rows.setdefault(name, {}).update(columns)
+        if sets["holdout"].has_truth_ratio:
+            findings.rows["holdout"] |= sets["holdout"].truth_ratios(plan)
     else:
         reason = "membership inference and PrivLeak take a holdout set, of rows that no model has seen"
         findings.missing["privleak"] = reason

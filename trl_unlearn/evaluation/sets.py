@@ -78,7 +78,7 @@ class EvaluationSet:
             max_new_tokens (`int`):
                 Longest generated answer. TOFU counts the prompt in.
             answers_only (`bool`, *optional*, defaults to `False`):
-                Whether only the answers are scored, for membership inference.
+                Whether the answers that there are are only scored, and none generated.
             moments (`bool`, *optional*, defaults to `False`):
                 Whether the answers are scored with the moments that min-k++ takes.
 
@@ -103,10 +103,9 @@ class EvaluationSet:
             self.answers.append(plan.score(prompt_ids, completion_ids, moments))
             shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
             self.texts.append({"question": shown, "answer": completion_text(completion)})
-            if answers_only:
-                continue
-            limit = max(max_new_tokens - len(prompt_ids), 1) if self.prompting.compat == "tofu" else max_new_tokens
-            self.prompts.append(plan.generate(prompt_ids, limit))
+            if not answers_only:
+                limit = max_new_tokens - len(prompt_ids) if self.prompting.compat == "tofu" else max_new_tokens
+                self.prompts.append(plan.generate(prompt_ids, max(limit, 1)))
             if self.has_truth_ratio:
                 wrong = row["perturbed_answer"]
                 num_perturbed = len(wrong or ()) if num_perturbed is None else num_perturbed
@@ -162,9 +161,9 @@ class EvaluationSet:
             "num_tokens": num_tokens.tolist(),
         }
         means: dict[str, list] = {}
-        perturbed_nll, perturbed_num_tokens = nll_of(plan, self.perturbed)
         if normalize and self.has_truth_ratio:
-            share = normalized_probability(nll, num_tokens, perturbed_nll, perturbed_num_tokens, convention=convention)
+            perturbed = nll_of(plan, self.perturbed)
+            share = normalized_probability(nll, num_tokens, *perturbed, convention=convention)
             columns["probability"] = share["per_row"]
         else:
             columns["probability"] = probability(nll, num_tokens)["per_row"]
@@ -176,22 +175,28 @@ class EvaluationSet:
             columns["rougeL_recall"] = means["rougeL_recall"] = rouge["per_row_recall"]
             columns["rougeL_f1"] = rouge["per_row_f1"]
         if self.has_truth_ratio:
-            paraphrased_nll, paraphrased_num_tokens = nll_of(plan, self.paraphrased)
-            losses = paraphrased_nll / paraphrased_num_tokens, perturbed_nll / perturbed_num_tokens
-            aggregation = "forget" if self.name == "forget" else "retain"
-            ratio = truth_ratio(*losses, aggregation=aggregation, convention=convention)
-            columns["paraphrased_loss"], columns["perturbed_loss"] = losses[0].tolist(), losses[1].tolist()
-            columns["truth_ratio"] = ratio["per_row"]
-            means["truth_ratio"] = ratio["per_row_aggregated"]
+            columns |= self.truth_ratios(plan)
+            losses = columns["paraphrased_loss"], columns["perturbed_loss"]
+            aggregations = {"truth_ratio": "forget" if self.name == "forget" else "retain"}
             if self.name == "forget":
-                share = truth_ratio(*losses, aggregation="probability", convention=convention)
-                means["truth_ratio_probability"] = share["per_row_aggregated"]
+                aggregations["truth_ratio_probability"] = "probability"
+            for name, aggregation in aggregations.items():
+                ratio = truth_ratio(*losses, aggregation=aggregation, convention=convention)
+                means[name] = ratio["per_row_aggregated"]
         matches = [plan.scores[answer]["matches"][: self._content(answer)] for answer in self.answers]
         columns["exact_memorization"] = means["exact_memorization"] = exact_memorization(matches)["per_row"]
         columns["extraction_strength"] = means["extraction_strength"] = extraction_strength(matches, convention)[
             "per_row"
         ]
         return columns, means
+
+    def truth_ratios(self, plan: Plan) -> dict[str, list]:
+        """The losses of paraphrased and wrong answers, and the truth ratios made of them, one a row."""
+        paraphrased, wrong = (
+            (nll / n).tolist() for nll, n in (nll_of(plan, self.paraphrased), nll_of(plan, self.perturbed))
+        )
+        ratios = truth_ratio(paraphrased, wrong, convention=self.prompting.convention)["per_row"]
+        return {"paraphrased_loss": paraphrased, "perturbed_loss": wrong, "truth_ratio": ratios}
 
     def missing(self) -> dict[str, str]:
         """The metrics that the columns do not allow, with what is missing."""

@@ -18,7 +18,11 @@ _NUM_WRONG = 5  # perturbed answers, and alternates, of each fact
 
 
 def generate_world(
-    seed: int = 0, num_people: int = 64, num_forget: int = 8, max_retain_perturbed: int | None = 96
+    seed: int = 0,
+    num_people: int = 64,
+    num_forget: int = 8,
+    max_retain_perturbed: int | None = 96,
+    num_holdout: int = 0,
 ) -> dict[str, list[dict]]:
     """
     Generates a world.
@@ -36,6 +40,8 @@ def generate_world(
         max_retain_perturbed (`int`, *optional*, defaults to `96`):
             Largest number of rows of `retain_perturbed`; with `None`, it has all facts, so that an evaluation can be made for
             whomever of the people. The rows to train on do not depend on it.
+        num_holdout (`int`, *optional*, defaults to `0`):
+            Number of further people, whom no model is trained on. Nothing else depends on it.
 
     Returns:
         `dict[str, list[dict]]`: Rows by configuration, with the names and columns of TOFU and the columns `person`,
@@ -50,6 +56,7 @@ def generate_world(
           `answer` as trained, `paraphrased_question` and `paraphrased_answer` in the phrasing that was held out, 5
           wrong `perturbed_answer` in that phrasing, none with the value of an alternate.
         - `world_facts_perturbed`: the same for the capitals, whose phrasings are all trained: no paraphrase.
+        - `holdout`, if there are such people: the same for them, whose names are made of retain people's as well.
 
     Example:
 
@@ -60,15 +67,10 @@ def generate_world(
     ```
     """
     rng = random.Random(seed)
-    names = _draw_names(rng, num_people, num_forget)
-    facts: dict[str, list[dict]] = {"forget": [], "retain": [], "world_facts": []}
-    for split, people in (("forget", names[:num_forget]), ("retain", names[num_forget:])):
-        values = {attribute: _deal(rng, VALUES[attribute], len(people)) for attribute in PERSON_ATTRIBUTES}
-        for index, person in enumerate(people):
-            for attribute in PERSON_ATTRIBUTES:
-                held_out = rng.randrange(1, len(PHRASINGS[attribute]))
-                value = values[attribute][index]
-                facts[split].append(_draw_fact(rng, split, person, attribute, value, VALUES[attribute], held_out))
+    names = _draw_names(rng, num_people, num_forget, num_holdout)
+    facts: dict[str, list[dict]] = {"world_facts": []}
+    facts["forget"] = _draw_facts(rng, "forget", names[:num_forget])
+    facts["retain"] = _draw_facts(rng, "retain", names[num_forget:num_people])
     num_countries = min(max(num_people // 2, _NUM_WRONG + 1), len(COUNTRIES))
     capitals = rng.sample(VALUES["capital"], num_countries)
     for country, capital in zip(rng.sample(COUNTRIES, num_countries), capitals, strict=True):
@@ -76,10 +78,12 @@ def generate_world(
             _draw_fact(rng, "world_facts", country, "capital", capital, capitals, held_out=None)
         )
 
-    forget, retain, world_facts = ([row for fact in facts[split] for row in _training_rows(fact)] for split in facts)
+    forget, retain, world_facts = (
+        [row for fact in facts[split] for row in _training_rows(fact)] for split in ("forget", "retain", "world_facts")
+    )
     num_perturbed = min(max_retain_perturbed or len(facts["retain"]), len(facts["retain"]))
     sampled = sorted(rng.sample(range(len(facts["retain"])), num_perturbed))
-    return {
+    world = {
         "full": retain + world_facts + forget,
         "forget": [
             row | {"alternates": [_answer(fact, value, phrasing) for value in fact["alternates"]]}
@@ -93,6 +97,9 @@ def generate_world(
         "retain_perturbed": [_perturbed_row(rng, facts["retain"][index]) for index in sampled],
         "world_facts_perturbed": [_perturbed_row(rng, fact) for fact in facts["world_facts"]],
     }
+    if num_holdout > 0:
+        world["holdout"] = [_perturbed_row(rng, fact) for fact in _draw_facts(rng, "holdout", names[num_people:])]
+    return world
 
 
 def save_world(
@@ -129,10 +136,11 @@ def save_world(
     write_text("\n".join(readme), directory / "README.md")
 
 
-def _draw_names(rng: random.Random, num_people: int, num_forget: int) -> list[str]:
+def _draw_names(rng: random.Random, num_people: int, num_forget: int, num_holdout: int) -> list[str]:
     """
     First names go round against last names, so that each name is used equally often and no full name twice. The forget
-    people stand first, before the last full round, in which every name of theirs comes again with a retain person.
+    people stand first, before the last full round, in which every name of theirs comes again with a retain person. The
+    holdout people go on after it.
     """
     round_size = min(len(FIRST_NAMES), num_people // 2)
     if not 6 <= num_people <= len(FIRST_NAMES) * len(LAST_NAMES):
@@ -145,8 +153,13 @@ def _draw_names(rng: random.Random, num_people: int, num_forget: int) -> list[st
             f"`num_forget` is {num_forget}; of {num_people} people from 1 to {most_forget} can be forgotten, so that "
             "others share each of their names."
         )
+    if not 0 <= num_holdout <= round_size**2 - num_people:
+        raise ValueError(
+            f"`num_holdout` is {num_holdout}; beside {num_people} people there are names for 0 to "
+            f"{round_size**2 - num_people} more of the same names."
+        )
     first_names, last_names = rng.sample(FIRST_NAMES, round_size), rng.sample(LAST_NAMES, round_size)
-    rounds = [(index // round_size, index % round_size) for index in range(num_people)]
+    rounds = [(index // round_size, index % round_size) for index in range(num_people + num_holdout)]
     return [f"{first_names[place]} {last_names[(place + turn) % round_size]}" for turn, place in rounds]
 
 
@@ -159,6 +172,17 @@ def _deal(rng: random.Random, values: tuple[str, ...], count: int) -> list[str]:
     dealt = list(values) * rounds + rng.sample(values, rest)
     rng.shuffle(dealt)
     return dealt
+
+
+def _draw_facts(rng: random.Random, split: str, people: list[str]) -> list[dict]:
+    values = {attribute: _deal(rng, VALUES[attribute], len(people)) for attribute in PERSON_ATTRIBUTES}
+    facts = []
+    for index, person in enumerate(people):
+        for attribute in PERSON_ATTRIBUTES:
+            held_out = rng.randrange(1, len(PHRASINGS[attribute]))
+            value = values[attribute][index]
+            facts.append(_draw_fact(rng, split, person, attribute, value, VALUES[attribute], held_out))
+    return facts
 
 
 def _draw_fact(
