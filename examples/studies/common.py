@@ -72,8 +72,7 @@ def train_models(trainings: list[Training], console: Console) -> None:
         if marker.exists() and marker.read_text() == made_from:
             continue
         markers[marker] = made_from
-        # On one thread in any case: several are slower where the cores are shared
-        command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "trl_unlearn.world.train"]
+        command = [sys.executable, "-m", "trl_unlearn.world.train"]
         command += [f"--dataset_name={training.data}", f"--dataset_config={training.config}", *training.flags]
         command += [f"--output_dir={training.directory}"]
         title = "/".join(training.directory.parts[-2:])

@@ -12,13 +12,14 @@ import json
 import subprocess
 import time
 from argparse import ArgumentParser
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from common import be_quiet, score_of, trainer_of
-from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -31,32 +32,30 @@ from trl_unlearn.attacks.relearn import encode_rows, relearn
 from trl_unlearn.attacks.subsets import split_rows
 from trl_unlearn.data.loading import load_rows
 from trl_unlearn.evaluation.arguments import EvaluationArguments
-from trl_unlearn.evaluation.benchmarks import evaluate_as_asked
-from trl_unlearn.evaluation.evaluate import evaluate_unlearning
+from trl_unlearn.evaluation.benchmarks import evaluate_as_asked, evaluate_sets, splits_of
 from trl_unlearn.evaluation.logs import read_log
 from trl_unlearn.evaluation.plots import COLORS
 from trl_unlearn.evaluation.prompting import Prompting
 from trl_unlearn.evaluation.retention import evaluate_at_retention
 from trl_unlearn.files import write_json, write_text
 from trl_unlearn.hub.load import fold_in
-from trl_unlearn.scripts.quickstart import train_models
-from trl_unlearn.world import grammar
+from trl_unlearn.scripts.quickstart import EVALUATION, train_models
 
 
 # Script and recipe of each method, and what differs from the recipe. IdkPO is AltPO with answers that say "I do not know".
 METHODS = {
-    "GA": ("NPO", "grad_ascent", {}),
-    "GradDiff": ("NPO", "grad_diff", {}),
-    "NPO": ("NPO", "npo", {}),
-    "SimNPO": ("SimNPO", "simnpo", {}),
-    "AltPO": ("AltPO", "altpo", {}),
-    "IdkPO": ("AltPO", "altpo", {}),
-    "GA, LoRA": ("NPO", "grad_ascent", {"learning_rate": 1e-3}),
-    "GradDiff, LoRA": ("NPO", "grad_diff", {"learning_rate": 1e-3}),
-    "NPO, LoRA": ("NPO", "npo_lora", {}),
-    "SimNPO, LoRA": ("SimNPO", "simnpo_lora", {}),
-    "AltPO, LoRA": ("AltPO", "altpo_lora", {}),
-    "IdkPO, LoRA": ("AltPO", "altpo_lora", {}),
+    "GA": ("NPO", "world/llama-0.5m/grad_ascent.yaml", {}),
+    "GradDiff": ("NPO", "world/llama-0.5m/grad_diff.yaml", {}),
+    "NPO": ("NPO", "world/llama-0.5m/npo.yaml", {}),
+    "SimNPO": ("SimNPO", "world/llama-0.5m/simnpo.yaml", {}),
+    "AltPO": ("AltPO", "world/llama-0.5m/altpo.yaml", {}),
+    "IdkPO": ("AltPO", "world/llama-0.5m/altpo.yaml", {}),
+    "GA, LoRA": ("NPO", "world/llama-0.5m/grad_ascent.yaml", {"learning_rate": 1e-3}),
+    "GradDiff, LoRA": ("NPO", "world/llama-0.5m/grad_diff.yaml", {"learning_rate": 1e-3}),
+    "NPO, LoRA": ("NPO", "world/llama-0.5m/npo_lora.yaml", {}),
+    "SimNPO, LoRA": ("SimNPO", "world/llama-0.5m/simnpo_lora.yaml", {}),
+    "AltPO, LoRA": ("AltPO", "world/llama-0.5m/altpo_lora.yaml", {}),
+    "IdkPO, LoRA": ("AltPO", "world/llama-0.5m/altpo_lora.yaml", {}),
 }
 LORA = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"}
 # What is searched for methods without a preset of their own, on worlds that no result is from
@@ -73,6 +72,7 @@ COLUMNS = {
     "D ↓": ("forget_quality", "statistic"),
     "Utility ↑": ("summary", "model_utility"),
     "Prob. →": ("summary", "forget_probability"),
+    "ROUGE →": ("summary", "forget_rougeL_recall"),
     "Formed ↑": ("summary", "well_formed"),
     "Leaked →": ("summary", "leaked"),
     "Score ↑": ("score",),
@@ -86,78 +86,112 @@ AT_RETENTION = {
     "ES →": ("at_retention", "forget_extraction_strength"),
     "Leaked →": ("at_retention", "leaked"),
 }
-RELEARNED = {"Leaked →": ("relearned", "leaked"), "Prob. →": ("relearned", "forget_probability")}
-TABLES = ((COLUMNS, "As unlearned"), (AT_RETENTION, "At 95 % retention"), (RELEARNED, "A fifth learnt again"))
+RELEARNED = {
+    "Prob. →": ("relearned", "forget_probability"),
+    "ROUGE →": ("relearned", "forget_rougeL_recall"),
+    "Leaked →": ("relearned", "leaked"),
+}
+TABLES = {"As unlearned": COLUMNS, "At 95 % retention": AT_RETENTION, "A fifth learnt again": RELEARNED}
+# Trainer, recipe, and what differs from it
+Method = tuple[str, str, dict[str, Any]]
 RETAINED = "Retained model"
 console = Console()
 
 
-def make_world(directory: Path, seed: int) -> Path:
-    """The folder of a world with its two models, and its rows with IdkPO's answers."""
+@dataclass
+class Setting:
+    """
+    Models and data that methods are compared on.
+
+    Args:
+        data (`Path`):
+            Folder of a data set that `trl_unlearn.world.save_world` wrote, with the configurations that the recipes name.
+        target (`Path`):
+            Model that knows all.
+        retained (`Path`):
+            Model that never saw the forget set, with its evaluation.
+        evaluation ([`EvaluationArguments`]):
+            How the recipes evaluate.
+        options (`dict`):
+            What differs from the recipes.
+    """
+
+    data: Path
+    target: Path
+    retained: Path
+    evaluation: EvaluationArguments
+    options: dict[str, Any]
+
+    @property
+    def idk(self) -> Path:
+        """The forget rows with IdkPO's answers, in a file that is made by the first who asks."""
+        path = self.data.with_name("idk.jsonl")
+        if not path.exists():
+            idk, _ = idk_alternates(load_rows(str(self.data), "forget").remove_columns("alternates"))
+            write_text("".join(json.dumps(row) + "\n" for row in idk), path)
+        return path
+
+
+def make_world(directory: Path, seed: int) -> Setting:
+    """A world with its two models."""
     folder = directory / f"world-{seed}"
     train_models(folder, seed, console)
-    rows = Dataset.from_list([json.loads(line) for line in (folder / "data" / "forget.json").read_text().splitlines()])
-    idk, _ = idk_alternates(rows.remove_columns("alternates"))
-    write_text("".join(json.dumps(row) + "\n" for row in idk), folder / "idk.jsonl")
-    return folder
+    retained = folder / "retained"
+    evaluation = EvaluationArguments(eval_benchmark="world", retain_logs=str(retained / EVALUATION))
+    return Setting(folder / "data", folder / "target", retained, evaluation, {"eval_strategy": "epoch"})
 
 
-def relearn_forgotten(model, tokenizer, folder: Path) -> dict[str, float]:
-    """A fifth of the facts is learnt again: the most that is told of the others, and their highest probability."""
-    facts = load_rows(str(folder / "data"), "forget_perturbed")
+def relearn_forgotten(model, tokenizer, setting: Setting) -> dict[str, float]:
+    """A fifth of the facts is learnt again, at most 50 steps: the highest of what is then measured of the others."""
+    facts = load_rows(str(setting.data), "forget_perturbed")
     trained, asked = split_rows(facts, "random", 0.2)
     curve = relearn(
         model,
         tokenizer,
         encode_rows(facts.select(trained), Prompting(tokenizer)),
-        lambda model: evaluate_unlearning(
-            model,
-            tokenizer,
-            facts.select(asked),
-            grammar=grammar,
-            truth_ratio_question="paraphrased_question",
-            max_new_tokens=32,
-            show_progress=False,
+        lambda model: evaluate_sets(
+            model, tokenizer, setting.evaluation, {"forget": facts.select(asked)}, show_progress=False
         )["summary"],
         learning_rate=1e-3,
         show_progress=False,
     )
-    return {key: max(summary[key] for summary in curve.values()) for key in ("leaked", "forget_probability")}
+    return {key: max(summary[key] for summary in curve.values()) for key in curve[0]}
 
 
-def run(folder: Path, name: str, changes: dict[str, Any], output_dir: Path, is_search: bool) -> None:
+def run(
+    setting: Setting, name: str, method: Method, changes: dict[str, Any], output_dir: Path, is_search: bool
+) -> None:
     """Unlearns by a recipe, evaluates, and writes `run.json`, unless it is there."""
     if (output_dir / "run.json").exists():
         return
-    method, recipe, of_method = METHODS[name]
-    retained_logs = folder / "retained" / "_evaluation" / "evaluation.json"
+    trainer_name, recipe, of_method = method
     options = {
-        "model_name_or_path": folder / "target",
-        "dataset_name": folder / "data",
-        "retain_logs": retained_logs,
+        "model_name_or_path": setting.target,
+        "dataset_name": setting.data,
+        "retain_logs": setting.evaluation.retain_logs,
         "output_dir": output_dir,
-        "eval_strategy": "epoch",
-        **(LORA if name.endswith("LoRA") and not recipe.endswith("lora") else {}),
+        **setting.options,
+        **(LORA if name.endswith("LoRA") and "lora" not in recipe else {}),
         **of_method,
         **changes,
     }
     if name.startswith("IdkPO"):
-        options |= {"alternates_dataset_name": folder / "idk.jsonl", "alternates_column": "alternates"}
-    trainer = trainer_of(method, f"world/llama-0.5m/{recipe}.yaml", **options)
+        options |= {"alternates_dataset_name": setting.idk, "alternates_column": "alternates"}
+    trainer = trainer_of(trainer_name, recipe, **options)
     started = time.process_time()
     trainer.train()
     seconds = time.process_time() - started
     trainer.save_model()
 
-    arguments = EvaluationArguments(eval_benchmark="world", retain_logs=str(retained_logs))
-    retained = read_log(retained_logs) | {"model": {"name": "retained"}}
+    retained = read_log(setting.evaluation.retain_logs) | {"model": {"name": "retained"}}
 
     def evaluate(model):
         return evaluate_as_asked(
             model,
             trainer.processing_class,
-            arguments,
-            dataset_name=str(folder / "data"),
+            setting.evaluation,
+            split=splits_of(setting.evaluation)[0],
+            dataset_name=str(setting.data),
             retained=retained,
             show_progress=False,
         )
@@ -167,6 +201,7 @@ def run(folder: Path, name: str, changes: dict[str, Any], output_dir: Path, is_s
         "method": name,
         "changes": changes,
         "summary": trajectory[-1]["summary"],
+        "intervals": json.loads((output_dir / EVALUATION).read_text())["intervals"],
         "forget_quality": trajectory[-1]["forget_quality"],
         "score": score_of(trajectory[-1], trajectory[0]),
         "trajectory": trajectory,
@@ -174,40 +209,35 @@ def run(folder: Path, name: str, changes: dict[str, Any], output_dir: Path, is_s
     }
     if not is_search:
         model = fold_in(trainer.model) if hasattr(trainer.model, "peft_config") else trainer.model
-        original = AutoModelForCausalLM.from_pretrained(folder / "target")
+        original = AutoModelForCausalLM.from_pretrained(setting.target)
         at_retention = evaluate_at_retention(model, original, evaluate)
         mixed = at_retention.pop("result")
         result["at_retention"] = {**at_retention, **mixed["summary"], **mixed["forget_quality"]}
-        result["relearned"] = relearn_forgotten(model, trainer.processing_class, folder)
-    write_json(
-        {
-            **result,
-            "commit": subprocess.run(
-                ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-            ).stdout.strip(),
-        },
-        output_dir / "run.json",
-    )
+        result["relearned"] = relearn_forgotten(model, trainer.processing_class, setting)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    write_json({**result, "commit": commit}, output_dir / "run.json")
 
 
-def run_retained(folder: Path, output_dir: Path) -> None:
+def run_retained(setting: Setting, output_dir: Path) -> None:
     """The retained model beside the methods: what it tells, before and after it is taught a fifth of the facts."""
     if (output_dir / "run.json").exists():
         return
-    log = json.loads((folder / "retained" / "_evaluation" / "evaluation.json").read_text())
-    model, tokenizer = load_unlearned(str(folder / "retained"))
-    relearned = relearn_forgotten(model, tokenizer, folder)
-    write_json(
-        {"method": RETAINED, "changes": {}, "summary": log["summary"], "relearned": relearned},
-        output_dir / "run.json",
-    )
+    log = json.loads((setting.retained / EVALUATION).read_text())
+    relearned = relearn_forgotten(*load_unlearned(str(setting.retained)), setting)
+    result = {"method": RETAINED, "changes": {}, "summary": log["summary"], "intervals": log["intervals"]}
+    write_json({**result, "relearned": relearned}, output_dir / "run.json")
 
 
-def read_runs(directory: Path, kind: str) -> dict[str, list[dict]]:
-    """What is there, by name, of all worlds."""
+def slug_of(name: str, changes: dict[str, Any]) -> str:
+    """Folder of a run."""
+    return "-".join([name.lower().replace(", ", "-"), *(f"{value:g}" for value in changes.values())])
+
+
+def read_runs(paths: Iterable[Path]) -> dict[str, list[dict]]:
+    """The runs of these folders, by name, in the order of the methods."""
     runs: dict[str, list[dict]] = {}
-    for path in sorted(directory.glob(f"world-*/{kind}/*/run.json")):
-        run = json.loads(path.read_text())
+    for path in sorted(paths):
+        run = json.loads((path / "run.json").read_text())
         options = "".join(f" {option}={value:g}" for option, value in run["changes"].items())
         runs.setdefault(run["method"] + options, []).append(run)
     order = [RETAINED, *METHODS]
@@ -221,34 +251,45 @@ def value_of(run: dict, path: tuple[str, ...]) -> float | None:
     return None if run == {} else float(run)
 
 
-def mean_and_interval(values: list[float]) -> tuple[float, float]:
-    """Mean over worlds, and half the width of its 95 % interval (Student's t)."""
-    if len(values) < 2:
-        return float(np.mean(values)), float("nan")
-    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+def cell_of(runs: list[dict], path: tuple[str, ...]) -> str:
+    """Mean over runs ± half its 95 % interval: by Student's t, or of a single run by bootstrap over rows."""
+    values = [value_of(run, path) for run in runs]
+    if None in values:
+        return "–"
+    if path == ("seconds",):
+        return f"{np.mean(values):.0f}"
+    if len(values) > 1:
+        return f"{np.mean(values):.2f}±{stats.t.ppf(0.975, len(values) - 1) * stats.sem(values):.2f}"
+    interval = runs[0]["intervals"].get(path[1]) if path[0] == "summary" else None
+    return f"{values[0]:.2f}" + (f"±{(interval['high'] - interval['low']) / 2:.2f}" if interval else "")
 
 
 def table_of(runs: dict[str, list[dict]], columns: dict[str, tuple[str, ...]], title: str) -> tuple[Table, str]:
-    """The same table to look at and in Markdown."""
+    """The same table to look at and in Markdown, without columns and rows that have nothing."""
+    cells = {name: [cell_of(of_name, path) for path in columns.values()] for name, of_name in runs.items()}
+    cells = {name: row for name, row in cells.items() if set(row) != {"–"}}
+    shown = [index for index in range(len(columns)) if any(row[index] != "–" for row in cells.values())]
+    headings = [list(columns)[index] for index in shown]
     table = Table("", "n", title=title, box=None)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    lines = [f"| {title} | n | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 2)}"]
-    for name, of_name in runs.items():
-        cells = [name, str(len(of_name))]
-        for path in columns.values():
-            values = [value_of(run, path) for run in of_name]
-            if None in values:
-                cells.append("–")
-                continue
-            mean, half = mean_and_interval(values)
-            digits = 0 if path == ("seconds",) else 2
-            cells.append(f"{mean:.{digits}f}" + (f"±{half:.{digits}f}" if len(of_name) > 1 else ""))
-        if cells.count("–") == len(columns):
-            continue
-        table.add_row(*cells)
-        lines.append(f"| {' | '.join(cells)} |")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    lines = [f"| {title} | n | {' | '.join(headings)} |", f"|{'---|' * (len(headings) + 2)}"]
+    for name, row in cells.items():
+        row = [name, str(len(runs[name])), *(row[index] for index in shown)]
+        table.add_row(*row)
+        lines.append(f"| {' | '.join(row)} |")
     return table, "\n".join(lines)
+
+
+def report(runs: dict[str, list[dict]], tables: dict[str, dict[str, tuple[str, ...]]], path: Path) -> None:
+    """Prints the tables, and writes them in Markdown."""
+    markdown = []
+    for title, columns in tables.items():
+        table, text = table_of(runs, columns, title)
+        console.print(table)
+        markdown.append(text)
+    console.print("Means ± the 95 % interval of the mean. →: the nearer to the retained model the better.")
+    write_text("\n\n".join(markdown) + "\n", path)
 
 
 def draw(runs: dict[str, list[dict]], path: Path) -> None:
@@ -301,22 +342,18 @@ def main() -> None:
         for name in options.methods
         for changes in (SEARCH.get(name, []) if options.search else [{}])
     ]
-    folders = {seed: make_world(options.output_dir, seed) for seed in seeds}
+    settings = {seed: make_world(options.output_dir, seed) for seed in seeds}
+    folders = {seed: options.output_dir / f"world-{seed}" / kind for seed in seeds}
     if not options.search:
-        for folder in folders.values():
-            run_retained(folder, folder / kind / "retained")
+        for seed, setting in settings.items():
+            run_retained(setting, folders[seed] / "retained")
     for seed, name, changes in tqdm(work, desc="Runs"):
-        slug = "-".join([name.lower().replace(", ", "-"), *(f"{value:g}" for value in changes.values())])
-        run(folders[seed], name, changes, folders[seed] / kind / slug, options.search)
+        output_dir = folders[seed] / slug_of(name, changes)
+        run(settings[seed], name, METHODS[name], changes, output_dir, options.search)
 
-    runs = read_runs(options.output_dir, kind)
-    markdown = []
-    for columns, title in ((COLUMNS, "As unlearned"),) if options.search else TABLES:
-        table, text = table_of(runs, columns, title)
-        console.print(table)
-        markdown.append(text)
-    console.print("Means over worlds ± the 95 % interval of the mean. →: the nearer to the retained model the better.")
-    write_text("\n\n".join(markdown) + "\n", options.output_dir / f"{kind}.md")
+    runs = read_runs(path.parent for path in options.output_dir.glob(f"world-*/{kind}/*/run.json"))
+    tables = {"As unlearned": COLUMNS} if options.search else TABLES
+    report(runs, tables, options.output_dir / f"{kind}.md")
     if not options.search:
         draw(runs, options.output_dir / "comparison.png")
 

@@ -58,12 +58,11 @@ def run_jobs(jobs: list[Job], console: Console) -> None:
     if not jobs:
         return
     workers = min(len(jobs), max(os.cpu_count() or 1, 1))
-    threads = max((os.cpu_count() or 1) // workers, 1)
     environment = {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         **os.environ,
-        # Small models are fastest on few threads, and the processes share the cores
-        "OMP_NUM_THREADS": str(threads),
+        # Small models gain little from a second thread, and lose much by it where the cores are shared
+        "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     columns = (

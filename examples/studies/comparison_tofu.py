@@ -1,0 +1,123 @@
+"""
+The comparison of methods on the real TOFU, with a small Llama that is trained from nothing on 40 of its authors.
+
+    OMP_NUM_THREADS=1 python examples/studies/comparison_tofu.py
+
+Forgotten are the last two authors, as in forget01, and the last ten, as in forget05. For each there is a retained model, trained
+on the others alone. Options are those of `recipes/tofu/llama-2m`; gradient ascent and adapters, which have no recipe there, take
+the ratio of learning rates that was found on the embedded worlds. Nothing is searched on TOFU.
+"""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from common import Training, be_quiet, train_models
+from comparison import (
+    EVALUATION,
+    METHODS,
+    TABLES,
+    Method,
+    Setting,
+    console,
+    draw,
+    read_runs,
+    report,
+    run,
+    run_retained,
+    slug_of,
+)
+from datasets import load_dataset
+from tqdm import tqdm
+
+from trl_unlearn.evaluation.arguments import EvaluationArguments
+from trl_unlearn.world import save_world
+
+
+SPLITS = {2: "2 authors", 10: "10 authors"}
+EVALUATED = {"eval_benchmark": "tofu", "eval_splits": ["forget"], "eval_max_new_tokens": 100}
+MODEL = ("--tokenizer_config=full", "--hidden_size=192", "--num_layers=3", "--vocab_size=4000",
+         "--per_device_train_batch_size=16", "--learning_rate=2e-3")  # fmt: skip
+
+
+def make_data(directory: Path, dataset: str) -> None:
+    """A folder for each number of authors to forget. The first and the last 20 have wrong answers; two of five are AltPO's."""
+    scored = [
+        row
+        for config in ("retain_perturbed", "forget10_perturbed")
+        for row in load_dataset(dataset, config, split="train")
+    ]
+    rows = [{"question": row["question"], "answer": row["answer"]} for row in scored]
+    alternates = [{"alternates": row["perturbed_answer"][:2]} for row in scored]
+    scored = [{**row, "perturbed_answer": row["perturbed_answer"][2:]} for row in scored]
+    for number in SPLITS:
+        first = len(rows) - 20 * number
+        save_world(
+            {
+                "full": rows,
+                "forget": [row | others for row, others in zip(rows[first:], alternates[first:], strict=True)],
+                "retain": rows[:first],
+                "forget_perturbed": scored[first:],
+                "retain_perturbed": scored[300:400],
+            },
+            directory / f"forget-{number}" / "data",
+            title="Forty authors of TOFU (locuslab/TOFU, MIT)",
+        )
+
+
+def make_settings(directory: Path, dataset: str, epochs: int) -> dict[int, Setting]:
+    """By number of authors to forget, data and models: one target for all."""
+    make_data(directory, dataset)
+    flags = (*MODEL, f"--num_train_epochs={epochs}")
+    evaluated = [f"--{name}={value[0] if isinstance(value, list) else value}" for name, value in EVALUATED.items()]
+    target = Training(directory / f"forget-{min(SPLITS)}" / "data", "full", directory / "target", flags)
+    folders = {number: directory / f"forget-{number}" for number in SPLITS}
+    retained = [
+        Training(folder / "data", "retain", folder / "retained", (*flags, *evaluated)) for folder in folders.values()
+    ]
+    train_models([target, *retained], console)
+    return {
+        number: Setting(
+            folder / "data",
+            target.directory,
+            folder / "retained",
+            EvaluationArguments(**EVALUATED, retain_logs=str(folder / "retained" / EVALUATION)),
+            {"eval_strategy": "epoch"},
+        )
+        for number, folder in folders.items()
+    }
+
+
+def method_on_tofu(name: str) -> Method:
+    """Trainer, recipe and options of a method of the comparison on the worlds."""
+    trainer, recipe, _ = METHODS[name]
+    options = {"learning_rate": 5e-4 * (3 if name.endswith("LoRA") else 1)}
+    if name.startswith("GA"):
+        options |= {"forget_loss_type": "grad_ascent", "retain_weight": 0.0}
+    return trainer, f"tofu/llama-2m/{trainer.lower()}.yaml", options
+
+
+def main() -> None:
+    parser = ArgumentParser(description="Compare methods on 40 authors of TOFU.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/comparison_tofu"))
+    parser.add_argument("--dataset", default="locuslab/TOFU", help="TOFU: Hub id or path")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--authors", type=int, nargs="+", choices=SPLITS, default=list(SPLITS), help="to be forgotten")
+    parser.add_argument("--training_epochs", type=int, default=30, help="of the target and the retained models")
+    options = parser.parse_args()
+    be_quiet()
+    settings = make_settings(options.output_dir, options.dataset, options.training_epochs)
+    for number in options.authors:
+        run_retained(settings[number], options.output_dir / f"forget-{number}" / "runs" / "retained")
+    for number, name in tqdm([(number, name) for number in options.authors for name in options.methods], desc="Runs"):
+        output_dir = options.output_dir / f"forget-{number}" / "runs" / slug_of(name, {})
+        run(settings[number], name, method_on_tofu(name), {}, output_dir, is_search=False)
+    for number, title in SPLITS.items():
+        folder = options.output_dir / f"forget-{number}"
+        runs = read_runs(path.parent for path in folder.glob("runs/*/run.json"))
+        if runs:
+            report(runs, {f"{title}: {name}": columns for name, columns in TABLES.items()}, folder / "runs.md")
+            draw(runs, folder / "comparison.png")
+
+
+if __name__ == "__main__":
+    main()
