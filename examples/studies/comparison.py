@@ -59,8 +59,8 @@ METHODS = {
 }
 LORA = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"}
 # What is searched for methods without a preset of their own, on worlds that no result is from
-_RATES = [{"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3)]
-_LORA_RATES = [{"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3)]
+_RATES = [{"learning_rate": rate} for rate in (3e-5, 1e-4, 3e-4, 1e-3)]
+_LORA_RATES = [{"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3, 3e-3)]
 _IDK = [{"beta": beta, "forget_weight": weight} for beta in (0.02, 0.1) for weight in (0.1, 1.0)]
 SEARCH = {
     "GA": _RATES, "GradDiff": _RATES, "IdkPO": _IDK,

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -11,9 +12,10 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl_unlearn import UnlearningEvalCallback
 from trl_unlearn.evaluation.arguments import EvaluationArguments
 from trl_unlearn.evaluation.benchmarks import evaluate_as_asked
-from trl_unlearn.evaluation.selection import forget_threshold, selection_score
+from trl_unlearn.evaluation.selection import forget_threshold, has_forgotten, selection_score
 from trl_unlearn.files import write_json
-from trl_unlearn.world import save_world
+from trl_unlearn.metrics import forget_quality
+from trl_unlearn.world import generate_world, save_world
 
 
 sys.path.append(str(Path(__file__).parents[1] / "trainer"))
@@ -92,30 +94,19 @@ def test_result_is_that_of_an_evaluation_by_itself(make, model_dir, data, tmp_pa
 
 
 def test_selects_the_best_checkpoint_by_a_rule(make, model_dir, tmp_path):
-    """The threshold lies between steps 2 and 4: after it, gradient ascent only loses utility."""
-    trainer = make()
-    trainer.train()
-    entries = evaluations(tmp_path)
-    forget = [entry["summary"]["forget_probability"] for entry in entries]
-    assert forget[1] > forget[2]
-    threshold = (forget[1] + forget[2]) / 2
-    log = {"summary": {"forget_probability": threshold}, "rows": {"forget": {"truth_ratio": [0.5] * 8}}}
-    write_json(log, tmp_path / "retained.json")
-
+    """Nearness to the retained model's truth ratios, and utility."""
     options = {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}
     options |= {"metric_for_best_model": "eval_selection", "greater_is_better": True}
+    log = {"summary": {"forget_probability": 0.5}, "rows": {"forget": {"truth_ratio": [0.5] * 8}}}
+    write_json(log, tmp_path / "retained.json")
     trainer = make(options, {"retain_logs": str(tmp_path / "retained.json")}, eval_select="retained")
     trainer.train()
     entries = evaluations(tmp_path)
+    for entry in entries:
+        kept, forgotten = entry["summary"]["model_utility"], 1 - entry["forget_quality"]["statistic"]
+        expected = 2 * kept * forgotten / (kept + forgotten) if kept * forgotten > 0 else 0
+        assert entry["selection"] == pytest.approx(expected)
     scores = [entry["selection"] for entry in entries[1:]]  # before training there is no checkpoint
-    for entry, score in zip(entries[1:], scores, strict=True):
-        forgotten = entry["summary"]["forget_probability"] <= threshold
-        assert score == (
-            entry["summary"]["model_utility"]
-            if forgotten
-            else pytest.approx(threshold - entry["summary"]["forget_probability"])
-        )
-    assert scores[0] < 0
     best = 2 * (1 + scores.index(max(scores)))
     assert trainer.state.best_global_step == best
     result = json.loads((tmp_path / "run" / "_evaluation" / "evaluation.json").read_text())
@@ -124,13 +115,27 @@ def test_selects_the_best_checkpoint_by_a_rule(make, model_dir, tmp_path):
     assert result["summary"] == pytest.approx(chosen["summary"], rel=1e-5)
 
 
+def test_selects_by_people_whom_no_model_has_seen(make, data, tmp_path):
+    """The same without a retained model: the holdout people's truth ratios, by the same checkpoint."""
+    save_world({name: rows[:8] for name, rows in generate_world(seed=0, num_holdout=2).items()}, data)
+    trainer = make({"max_steps": 2}, eval_select="unseen")
+    trainer.train()
+    result = json.loads((tmp_path / "run" / "_evaluation" / "evaluation.json").read_text())
+    ours, theirs = (result["rows"][name]["truth_ratio"] for name in ("forget", "holdout"))
+    assert len(ours) == len(theirs) == 8
+    wrong, true = (np.array(result["rows"]["holdout"][f"{name}_loss"]) for name in ("perturbed", "paraphrased"))
+    assert theirs == pytest.approx(np.exp(true - wrong.mean(1)))
+    kept, forgotten = result["summary"]["model_utility"], 1 - forget_quality(ours, theirs)["statistic"]
+    assert evaluations(tmp_path)[-1]["selection"] == pytest.approx(2 * kept * forgotten / (kept + forgotten))
+
+
 def test_stops_once_the_model_has_forgotten(make, tmp_path):
     trainer = make({"max_steps": 20, "eval_steps": 1}, eval_select="unseen", eval_stop=True)
     trainer.train()
     entries = evaluations(tmp_path)
     assert 0 < trainer.state.global_step < 20
     assert entries[-1]["step"] == trainer.state.global_step
-    assert entries[-1]["selection"] >= 0
+    assert entries[-1]["selection"] >= 0  # the world has no holdout set here, so that the paraphrases decide
     assert all(entry["selection"] < 0 for entry in entries[:-1])
 
 
@@ -198,11 +203,18 @@ def test_rules_that_cannot_be_followed_are_refused(make, tmp_path):
 def test_thresholds():
     rows = {"forget": {"paraphrased_loss": [0.0, 1.0]}, "holdout": {"loss": [2.0, 2.0]}}
     result = {"summary": {"forget_probability": 0.2, "model_utility": 0.7}, "rows": rows}
+    assert has_forgotten("unseen", result) is False
     assert forget_threshold("unseen", result, None) == pytest.approx(0.1353, abs=1e-4)
     del rows["holdout"]
     assert forget_threshold("unseen", result, None) == pytest.approx((1 + 0.3679) / 2, abs=1e-4)
     assert selection_score("unseen", result) == 0.7
-    assert selection_score("retained", result, {"summary": {"forget_probability": 0.15}}) == pytest.approx(-0.05)
+    retained = {"summary": {"forget_probability": 0.15}, "rows": {"forget": {}}}
+    assert selection_score("retained", result, retained) == pytest.approx(-0.05)
+    rows["forget"]["truth_ratio"], retained["rows"]["forget"]["truth_ratio"] = (
+        [0.1, 0.2, 2.0, 3.0],
+        [0.1, 0.2, 0.3, 3.0],
+    )
+    assert selection_score("retained", result, retained) == pytest.approx(2 * 0.7 * 0.75 / (0.7 + 0.75))
     del rows["forget"]["paraphrased_loss"]
     with pytest.raises(ValueError, match="takes a holdout set, or forget rows with"):
         forget_threshold("unseen", result, None)

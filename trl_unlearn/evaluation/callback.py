@@ -11,7 +11,7 @@ from .arguments import EvaluationArguments
 from .benchmarks import evaluate_as_asked, evaluate_retained
 from .plots import plot_trajectory
 from .results import EVALUATION_DIR, write_results
-from .selection import selection_score
+from .selection import has_forgotten, selection_score
 
 
 class UnlearningEvalCallback(TrainerCallback):
@@ -20,7 +20,7 @@ class UnlearningEvalCallback(TrainerCallback):
 
     The numbers are logged as `eval_*`, to the trackers as well, and are among the metrics of the trainer's evaluation, so
     that `metric_for_best_model` can name any of them. With `eval_select`, there is `eval_selection`, see
-    [`selection_score`]; with `eval_stop`, training ends at the first evaluation at which the model has forgotten.
+    [`selection_score`]; with `eval_stop`, training ends at the first evaluation at which [`has_forgotten`].
 
     Writes into `_evaluation/` of the output directory: `evaluations.json`, a list of the summaries with their steps, and
     its picture; `before.json`, the model before training, which a resumed run reads instead of evaluating it again; and
@@ -36,7 +36,7 @@ class UnlearningEvalCallback(TrainerCallback):
         eval_select (`str`, *optional*):
             Rule of [`selection_score`]: `"retained"` or `"unseen"`.
         eval_stop (`bool`, *optional*, defaults to `False`):
-            Whether to stop at the first evaluation whose `eval_selection` is not negative.
+            Whether to stop at the first evaluation at which the model has forgotten by this rule.
         max_utility_drop (`float`, *optional*):
             How far model utility may fall below that before training. The trainer's `retain_weight` is the given one plus a
             multiplier of this constraint, which starts at 0 and moves at each evaluation, in proportion to how far the
@@ -152,7 +152,7 @@ class UnlearningEvalCallback(TrainerCallback):
             self._write(self.latest, self.directory / "evaluation.json")
             self._write(self.evaluations, self.directory / "evaluations.json")
             self.trainer.log({f"eval_{name}": value for name, value in self.metrics.items()})
-            if self.eval_stop and self.metrics["selection"] >= 0:
+            if self.eval_stop and has_forgotten(self.eval_select, self.latest, self.retained):
                 control.should_training_stop = True
         return self.metrics
 

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..metrics import forget_quality, model_utility
+
 
 SelectionRule = Literal["retained", "unseen"]
 
@@ -41,29 +43,45 @@ def forget_threshold(rule: SelectionRule, result: dict[str, Any], retained: dict
     return float(np.exp(-np.array(unseen)).mean())
 
 
+def has_forgotten(rule: SelectionRule, result: dict[str, Any], retained: dict[str, Any] | None = None) -> bool:
+    """Whether the forget probability is at or below [`forget_threshold`], whose arguments these are."""
+    return result["summary"]["forget_probability"] <= forget_threshold(rule, result, retained)
+
+
 def selection_score(rule: SelectionRule, result: dict[str, Any], retained: dict[str, Any] | None = None) -> float:
     """
-    How good a checkpoint is: of those that have forgotten the one with the highest utility, before all that have not.
+    How good a checkpoint is, by what it has forgotten and what it keeps.
+
+    With truth ratios it is the harmonic mean of model utility and 1 − D, where D is the Kolmogorov–Smirnov distance of the
+    forget rows' truth ratios from those of the rule, so that what is over-forgotten counts like what is not forgotten.
+    Without, only the probabilities are known, and it is the utility of a checkpoint that has forgotten, before all that have
+    not.
 
     Args:
         rule (`str`):
-            What counts as having forgotten, see [`forget_threshold`].
+            What to compare with. `"retained"`: the retained model's truth ratios of the forget rows. `"unseen"`: the same
+            model's of the holdout set, where that has wrong answers. For the probabilities see [`forget_threshold`].
         result (`dict`):
             Evaluation of the checkpoint.
         retained (`dict`, *optional*):
             Evaluation of the retained model.
 
     Returns:
-        `float`: Model utility, at least 0, of a model that has forgotten; else minus the forget probability above the
-        threshold.
+        `float`: Between 0 and 1, the higher the better; without truth ratios, minus the forget probability above the
+        threshold for a model that has not forgotten.
 
     Example:
 
     ```python
-    >>> result = {"summary": {"forget_probability": 0.2, "model_utility": 0.7}}
-    >>> selection_score("retained", result, {"summary": {"forget_probability": 0.3}})
+    >>> result = {"summary": {"forget_probability": 0.2, "model_utility": 0.7}, "rows": {"forget": {}}}
+    >>> selection_score("retained", result, {"summary": {"forget_probability": 0.3}, "rows": {"forget": {}}})
     0.7
     ```
     """
+    utility = result["summary"].get("model_utility", 0.0)
+    ratios = result["rows"]["forget"].get("truth_ratio")
+    theirs = retained["rows"]["forget"] if rule == "retained" else result["rows"].get("holdout", {})
+    if ratios is not None and "truth_ratio" in theirs and "model_utility" in result["summary"]:
+        return model_utility([utility, 1 - forget_quality(ratios, theirs["truth_ratio"])["statistic"]])["model_utility"]
     above = result["summary"]["forget_probability"] - forget_threshold(rule, result, retained)
-    return result["summary"].get("model_utility", 0.0) if above <= 0 else -above
+    return utility if above <= 0 else -above

@@ -81,10 +81,11 @@ class UnlearningScriptArguments(EvaluationArguments):
         > Parameters that control what is made of the evaluations during training
 
         eval_select (`str`, *optional*):
-            Load the best checkpoint at the end: the highest model utility of those whose forget probability is at or below
-            the retained model's (`"retained"`), or at or below what the model gives to what it was not trained on, the
-            holdout set or else the paraphrased answers (`"unseen"`). Takes checkpoints, so that `save_strategy` must be
-            `eval_strategy`.
+            Load the best checkpoint at the end, by [`~evaluation.selection.selection_score`]: the highest harmonic mean of
+            model utility and of how near the forget rows' truth ratios are to the retained model's (`"retained"`), or to
+            those of the holdout set (`"unseen"`). Where there are none, the highest utility of those whose forget
+            probability is at or below the retained model's, or what the model gives to the holdout set or else to the
+            paraphrased answers. Takes checkpoints, so that `save_strategy` must be `eval_strategy`.
         eval_stop (`bool`, *optional*, defaults to `False`):
             Stop at the first evaluation at which the forget probability is that low.
         eval_max_utility_drop (`float`, *optional*):

@@ -1,0 +1,204 @@
+"""
+When to stop, and which checkpoint to keep, without a retained model: one run against a grid that has one.
+
+    OMP_NUM_THREADS=1 python examples/studies/stopping.py --seeds 3 4 5 6 7 8 9 10 11 12 --grid_seeds 3 4 5
+
+One run of SimNPO's recipe keeps the checkpoint that `--eval_select unseen` chooses: it sees the forget set, the retain set, and
+facts of people whom no model was trained on, but nothing of the retained model. Against it stands a grid of learning rates, β
+and forget weights, of which every checkpoint is judged by the retained model. Runs that are done are not run again.
+"""
+
+import json
+from argparse import ArgumentParser
+from itertools import product
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+from common import be_quiet, once, score_of, trainer_of, write_results
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from trl_unlearn.evaluation.plots import COLORS, ORIGINAL, plt
+from trl_unlearn.scripts.quickstart import EVALUATION, read_json, train_models
+from trl_unlearn.world import generate_world, save_world
+
+
+GRID = [
+    {"learning_rate": rate, "beta": beta, "forget_weight": weight}
+    for rate, beta, weight in product((3e-4, 1e-3, 3e-3), (1.0, 2.5, 5.0), (0.05, 0.1375, 0.4))
+]
+PRESET = {"learning_rate": 1e-3, "beta": 2.5, "forget_weight": 0.1375}  # the recipe's, found on worlds 1 and 2
+NUM_HOLDOUT = 16  # people, twice as many as are forgotten
+console = Console()
+
+
+def unlearn(folder: Path, options: dict[str, float]) -> dict[str, Any]:
+    """Every checkpoint of a run, with what it is selected by and how the retained model judges it."""
+    started = process_time()
+    trainer = trainer_of(
+        "SimNPO",
+        "world/llama-0.5m/simnpo.yaml",
+        model_name_or_path=folder / "target",
+        dataset_name=folder / "holdout",
+        retain_logs=folder / "retained" / EVALUATION,
+        output_dir=folder / "unlearned",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_only_model=True,
+        save_total_limit=1,
+        eval_select="unseen",
+        **options,
+    )
+    trainer.train()
+    checkpoints = read_json(folder / "unlearned" / "_evaluation" / "evaluations.json")
+    retained = read_json(folder / "retained" / EVALUATION)["summary"]["forget_truth_ratio_probability"]
+    for checkpoint in checkpoints:
+        told_apart = checkpoint["forget_quality"]["p_value"] < 0.05
+        checkpoint["score"] = score_of(checkpoint, checkpoints[0])
+        checkpoint["over_forgotten"] = (
+            told_apart and checkpoint["summary"]["forget_truth_ratio_probability"] < retained
+        )
+    return {
+        "checkpoints": checkpoints,
+        "selected_step": trainer.state.best_global_step,
+        "seconds": process_time() - started,
+    }
+
+
+def selected(run: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint that is kept."""
+    return next(one for one in run["checkpoints"] if one["step"] == run["selected_step"])
+
+
+def best(run: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint that the retained model would choose."""
+    return max(run["checkpoints"], key=lambda one: one["score"])
+
+
+def table_of_seeds(runs: dict[int, dict[str, dict]]) -> Table:
+    """Per world: the preset's checkpoints, and the best of the grid."""
+    table = Table(title="One run of the recipe against the grid", box=None, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("Seed")
+    for heading in (
+        "kept\nscore", "D", "utility", "prob.", "over-\nforgotten", "last\nscore", "over-\nforgotten", "best of\nthe run",
+        "best of\nthe grid", "kept /\nbest", "cost /\ngrid",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for seed, of_seed in runs.items():
+        run = of_seed[json.dumps(PRESET)]
+        kept, last = selected(run), run["checkpoints"][-1]
+        cells = [
+            *(f"{kept['score']:.2f} {kept['forget_quality']['statistic']:.2f} {kept['summary']['model_utility']:.2f} "
+              f"{kept['summary']['forget_probability']:.2f}").split(),
+            "yes" if kept["over_forgotten"] else "no", f"{last['score']:.2f}",
+            "yes" if last["over_forgotten"] else "no", f"{best(run)['score']:.2f}",
+        ]  # fmt: skip
+        if len(of_seed) == len(GRID):
+            of_grid = max(best(one)["score"] for one in of_seed.values())
+            cost = run["seconds"] / sum(one["seconds"] for one in of_seed.values())
+            cells += [f"{of_grid:.2f}", f"{kept['score'] / of_grid:.2f}", f"1/{1 / cost:.0f}"]
+        table.add_row(str(seed), *cells)
+    return table
+
+
+def table_of_grid(runs: dict[int, dict[str, dict]]) -> Table:
+    """Per point of the grid, mean over worlds: what is lost by keeping the last checkpoint, and by the selected one."""
+    table = Table(title="Every run of the grid", box=None, title_justify="left", padding=(0, 1, 0, 0))
+    for heading in (
+        "rate",
+        "β",
+        "weight",
+        "last\nscore",
+        "over-\nforgotten",
+        "kept\nscore",
+        "over-\nforgotten",
+        "best\nof run",
+    ):
+        table.add_column(heading, justify="right")
+    grids = [of_seed for of_seed in runs.values() if len(of_seed) == len(GRID)]
+    for options in GRID:
+        of_options = [of_seed[json.dumps(options)] for of_seed in grids]
+        cells = [f"{value:g}" for value in options.values()]
+        for choose in (lambda run: run["checkpoints"][-1], selected):
+            chosen = [choose(run) for run in of_options]
+            cells.append(f"{np.mean([one['score'] for one in chosen]):.2f}")
+            cells.append(f"{sum(one['over_forgotten'] for one in chosen)} of {len(chosen)}")
+        table.add_row(*cells, f"{np.mean([best(run)['score'] for run in of_options]):.2f}")
+    return table
+
+
+def draw(runs: dict[int, dict[str, dict]], path: Path) -> None:
+    """Score along the runs of the recipe with what is kept, and for each run of the grid what is kept against its best."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    for index, (seed, of_seed) in enumerate(runs.items()):
+        run, color = of_seed[json.dumps(PRESET)], COLORS[index % len(COLORS)]
+        epochs = [one["epoch"] for one in run["checkpoints"]]
+        left.plot(epochs, [one["score"] for one in run["checkpoints"]], color=color, linewidth=1, alpha=0.8)
+        left.plot(selected(run)["epoch"], selected(run)["score"], "o", color=color, label=f"world {seed}")
+    left.set(
+        xlabel="epochs", ylabel="score by the retained model", title="The recipe's run, and what is kept", ylim=(0, 1)
+    )
+    left.legend(ncols=2, fontsize=8, loc="lower right")
+    everything = [run for of_seed in runs.values() for run in of_seed.values()]
+    for choose, label, color in (
+        (lambda run: run["checkpoints"][-1], "the last one", COLORS[1]),
+        (selected, "the one kept", COLORS[0]),
+    ):
+        points = [(best(run)["score"], choose(run)["score"]) for run in everything]
+        right.plot(
+            *zip(*points, strict=True), linestyle="none", marker="o", markersize=4, alpha=0.6, color=color, label=label
+        )
+    right.plot((0, 1), (0, 1), color=ORIGINAL, linewidth=0.8)
+    right.set(
+        xlabel="score of the run's best checkpoint", ylabel="score of", title="Every run", xlim=(0, 1), ylim=(0, 1)
+    )
+    right.legend(loc="upper left")
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        description="A checkpoint that is chosen without a retained model, against a grid with one."
+    )
+    parser.add_argument("--output_dir", default="outputs/studies/stopping")
+    parser.add_argument("--worlds_dir", default="outputs/comparison", help="shared with comparison.py")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=list(range(3, 13)), help="of worlds with the recipe's run"
+    )
+    parser.add_argument("--grid_seeds", type=int, nargs="*", default=[3, 4, 5], help="of those with the whole grid")
+    options = parser.parse_args()
+    if missing := set(options.grid_seeds) - set(options.seeds):
+        parser.error(f"--grid_seeds has {sorted(missing)}, which --seeds has not.")
+    be_quiet()
+    start, directory = perf_counter(), Path(options.output_dir)
+    folders = {seed: Path(options.worlds_dir) / f"world-{seed}" for seed in options.seeds}
+    for seed, folder in folders.items():
+        train_models(folder, seed, console)
+        save_world(generate_world(seed, num_holdout=NUM_HOLDOUT), folder / "holdout")
+    work = [(seed, one) for seed in options.seeds for one in (GRID if seed in options.grid_seeds else [PRESET])]
+    runs: dict[int, dict[str, dict]] = {seed: {} for seed in options.seeds}
+    for seed, one in tqdm(work, desc="Runs"):
+        slug = "-".join(f"{value:g}" for value in one.values())
+        path = directory / "runs" / f"{seed}-{slug}.json"
+        runs[seed][json.dumps(one)] = once(path, one, lambda s=seed, o=one: unlearn(folders[s], o))
+    rows = [{"seed": seed, "runs": of_seed} for seed, of_seed in runs.items()]
+    seconds = write_results(directory, options, start, rows)
+    draw(runs, directory / "stopping.png")
+    console.print(table_of_seeds(runs))
+    if options.grid_seeds:
+        console.print(table_of_grid(runs))
+    console.print(
+        "Score: harmonic mean of 1 − D and of the share of utility that is kept, by the retained model, which what is kept "
+        "is not chosen by. Over-forgotten: D has p < 0.05, and the truth is less likely than to the retained model. "
+        f"{seconds:.0f} s. Results and picture: {directory}"
+    )
+
+
+if __name__ == "__main__":
+    main()
