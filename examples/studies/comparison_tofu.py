@@ -4,8 +4,8 @@ The comparison of methods on the real TOFU, with a small Llama that is trained f
     OMP_NUM_THREADS=1 python examples/studies/comparison_tofu.py
 
 Forgotten are the last two authors, as in forget01, and the last ten, as in forget05. For each there is a retained model, trained
-on the others alone. Options are those of `recipes/tofu/llama-2m`; gradient ascent and adapters, which have no recipe there, take
-the ratio of learning rates that was found on the embedded worlds. Nothing is searched on TOFU.
+on the others alone. Options are those of `recipes/tofu/llama-2m`. What has no recipe there takes half the learning rate that was found on the embedded
+worlds, as these recipes do. Nothing is searched on TOFU.
 """
 
 from argparse import ArgumentParser
@@ -88,11 +88,12 @@ def make_settings(directory: Path, dataset: str, epochs: int) -> dict[int, Setti
 
 
 def method_on_tofu(name: str) -> Method:
-    """Trainer, recipe and options of a method of the comparison on the worlds."""
-    trainer, recipe, _ = METHODS[name]
-    options = {"learning_rate": 5e-4 * (3 if name.endswith("LoRA") else 1)}
-    if name.startswith("GA"):
-        options |= {"forget_loss_type": "grad_ascent", "retain_weight": 0.0}
+    """Trainer, recipe and options of a method: those that it has on the worlds, with half the learning rate."""
+    trainer, _, options = METHODS[name]
+    rate = options.get("learning_rate", 3e-3 if name.endswith("LoRA") else 1e-3)
+    options = options | {"learning_rate": rate / 2}
+    if name.startswith("G"):
+        options |= {"forget_loss_type": "grad_ascent", "retain_weight": float(name.startswith("GradDiff"))}
     return trainer, f"tofu/llama-2m/{trainer.lower()}.yaml", options
 
 
