@@ -4,8 +4,8 @@ The comparison of methods on the real TOFU, with a small Llama that is trained f
     OMP_NUM_THREADS=1 python examples/studies/comparison_tofu.py
 
 Forgotten are the last two authors, as in forget01, and the last ten, as in forget05. For each there is a retained model, trained
-on the others alone. Options are those of `recipes/tofu/llama-2m`. What has no recipe there takes half the learning rate that was found on the embedded
-worlds, as these recipes do. Nothing is searched on TOFU.
+on the others alone. Options are those of `recipes/tofu/llama-2m`. What has no recipe there takes half the learning rate that was
+found on the embedded worlds, as these recipes do. Nothing is searched on TOFU.
 """
 
 from argparse import ArgumentParser
@@ -34,7 +34,7 @@ from trl_unlearn.world import save_world
 
 
 SPLITS = {2: "2 authors", 10: "10 authors"}
-EVALUATED = {"eval_benchmark": "tofu", "eval_splits": ["forget"], "eval_max_new_tokens": 100}
+EVALUATED = {"eval_benchmark": "tofu", "eval_splits": ["forget"], "eval_max_new_tokens": 60}
 MODEL = ("--tokenizer_config=full", "--hidden_size=192", "--num_layers=3", "--vocab_size=4000",
          "--per_device_train_batch_size=16", "--learning_rate=2e-3")  # fmt: skip
 
@@ -57,7 +57,7 @@ def make_data(directory: Path, dataset: str) -> None:
                 "forget": [row | others for row, others in zip(rows[first:], alternates[first:], strict=True)],
                 "retain": rows[:first],
                 "forget_perturbed": scored[first:],
-                "retain_perturbed": scored[300:400],
+                "retain_perturbed": scored[340:400],
             },
             directory / f"forget-{number}" / "data",
             title="Forty authors of TOFU (locuslab/TOFU, MIT)",
@@ -81,7 +81,7 @@ def make_settings(directory: Path, dataset: str, epochs: int) -> dict[int, Setti
             target.directory,
             folder / "retained",
             EvaluationArguments(**EVALUATED, retain_logs=str(folder / "retained" / EVALUATION)),
-            {"eval_strategy": "epoch"},
+            {"eval_max_new_tokens": 60, "eval_steps": 0.5},
         )
         for number, folder in folders.items()
     }
