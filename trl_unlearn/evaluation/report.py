@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..attacks.report import attack_notes, attack_rows, left_out
 from ..files import write_text
+from .forgetting import FORGETTING_FILE, Forgetting
 
 
 # Display name of the model that never saw the forget set, which the others are held against.
@@ -378,7 +379,7 @@ def write_report(results: dict[str, dict[str, Any]], directory: str | Path) -> N
     used = {row["direction"] for row in rows}
     page = environment.from_string(template).render(
         title=_title(results),
-        headlines=_headlines(results),
+        headlines=_headlines(results) + _resisting_rows(results[_last_model(results)], directory / FORGETTING_FILE),
         models=list(results),
         rows=rows,
         directions={sign: meaning for sign, meaning in DIRECTIONS.items() if sign in used},
@@ -387,7 +388,7 @@ def write_report(results: dict[str, dict[str, Any]], directory: str | Path) -> N
         attacks=_attacks(results),
         figures=[
             (alt, base64.b64encode(path.read_bytes()).decode())
-            for alt, path in _draw_figures(results, directory / "figures")
+            for alt, path in _draw_figures(results, directory / "figures") + _figures_of_training(directory)
         ],
         sets={
             name: {"total": len(rows), "rows": [_with_scores(row) for row in rows[:10]]}
@@ -435,6 +436,17 @@ def _draw_figures(results: dict[str, dict[str, Any]], directory: Path) -> list[t
         plot_relearning(relearned, directory / "relearning.png")
         figures.append(("What comes back when the models are fine-tuned", directory / "relearning.png"))
     return figures
+
+
+def _figures_of_training(directory: Path) -> list[tuple[str, Path]]:
+    """What [`UnlearningEvalCallback`] has drawn, where the evaluation is of a model that was trained into this folder."""
+    figures = [
+        ("What is kept and what is forgotten during the training, step by step", directory / "figures/trajectory.png"),
+    ]
+    if (directory / FORGETTING_FILE).exists():
+        alt = "Probability of each forget row at each evaluation during the training, as a heat map"
+        figures.append((alt, directory / "figures/forgetting.png"))
+    return [(alt, path) for alt, path in figures if path.exists()]
 
 
 def _attacks(results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
@@ -488,6 +500,23 @@ def _headlines(results: dict[str, dict[str, Any]]) -> list[str]:
         compared = f" ({', '.join(others)})" if others else ""
         lines.append(f"Model utility: {result['summary']['model_utility']:.3f}{compared}.")
     return lines
+
+
+def _resisting_rows(result: dict[str, Any], path: Path) -> list[str]:
+    """How many forget rows are above the threshold of the training, if there was a training and it has a threshold."""
+    probability = result["rows"].get("forget", {}).get("probability", [])
+    forgetting = Forgetting.read(path) if path.exists() else Forgetting()
+    if forgetting.threshold is None or len(probability) != len(forgetting.probability):
+        return []
+    rows = forgetting.resisting(probability)
+    most = f" (most of all {', '.join(map(str, rows[:5]))})" if rows else ""
+    compared = (
+        f"; under the retained model {len(forgetting.resisting(forgetting.retained))}" if forgetting.retained else ""
+    )
+    return [
+        f"Forget rows that resist, with a probability above {forgetting.threshold:.3g} ({forgetting.threshold_source}): "
+        f"{len(rows)} of {len(probability)}{most}{compared}."
+    ]
 
 
 def _settings(results: dict[str, dict[str, Any]]) -> dict[str, list[tuple[str, list[str]]]]:
