@@ -146,6 +146,11 @@ def test_table_of_three_models_fits_80_columns(results):
     assert "Left out: Text cleanness. The classifier [gibberish] was not given." in " ".join(text.split())
 
 
+def test_table_begins_with_forget_quality_whoever_has_it(results):
+    del results["Before"]["forget_quality"]
+    assert printed(summary_table(results)).splitlines()[1].startswith("Forget quality, log10 p")
+
+
 def test_table_says_which_model_lacks_what(results):
     del results["Before"]["missing"]
     results["Retained"]["summary"].pop("privleak")
@@ -291,6 +296,8 @@ def test_report_is_one_safe_file_with_everything(results, tmp_path):
         "trl_unlearn 0.1.0",
         "seconds 12.5",
         "(nothing)",  # an empty answer
+        "Row 1 Who wrote book 1?",
+        "probability 0.9 ROUGE-L recall 0.9 truth ratio 1.4 extraction strength 0.9 leaked no",
     ):
         assert part in text, part
     pictures = sorted(path.read_bytes() for path in (tmp_path / "figures").glob("*.png"))
@@ -329,12 +336,12 @@ def test_whatever_a_result_lacks_the_files_are_written(name, tmp_path):
     [
         (
             {"forget_floor": 0.3, "retained": [0.2, 0.5]},
-            "with a probability above 0.3 (forget_floor): 2 of 2 (most of all 1, 0); under the retained model 1.",
+            "with a probability above 0.3 (forget_floor): 2 of 2 (row 1, 0); under the retained model 1.",
         ),
         ({"forget_floor": 0.9}, "with a probability above 0.9 (forget_floor): 0 of 2."),
         (
             {"retained": [0.5, 0.4]},
-            "above 0.45 (the retained model's mean): 1 of 2 (most of all 1); under the retained model 1.",
+            "above 0.45 (the retained model's mean): 1 of 2 (row 1); under the retained model 1.",
         ),
         ({}, None),  # there is no threshold
         ({"forget_floor": 0.4, "probability": [[0.9]] * 3}, None),  # other rows than those of the evaluation

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from ..attacks.report import SUBSETS
 from .forgetting import Forgetting
 from .report import metric_label
 
@@ -23,12 +24,6 @@ TRAJECTORY_METRICS = ("forget_probability", "forget_rougeL_recall", "forget_extr
 RELEARNED_METRICS = (
     "leaked", "forget_verbmem", "forget_rougeL_recall", "forget_probability", "forget_extraction_strength",
 )  # fmt: skip
-RELEARN_SUBSETS = {
-    "random": "on random forget rows",
-    "shortest": "on the shortest answers",
-    "held_out": "on other people or groups",
-    "retain": "on the retain set",
-}
 # Okabe and Ito's colours, which stay apart for colour-blind readers; black and grey are the two reference models.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -137,7 +132,8 @@ def plot_trajectory(evaluations: list[dict], path: str | Path) -> None:
     if has_quality:
         quality = [evaluation["forget_quality"]["log10_p_value"] for evaluation in evaluations]
         panels[1, 0].plot(steps, quality, color=RETAINED, marker="o", markersize=4)
-        panels[1, 0].axhline(np.log10(0.05), color=RETAINED, linewidth=0.8, linestyle=":")
+        panels[1, 0].axhline(np.log10(0.05), color=RETAINED, linewidth=0.8, linestyle=":", label="p = 0.05")
+        panels[1, 0].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         panels[1, 0].set_ylabel("forget quality,\nlog10 p (0 is best)")
     panels[-1, 0].set_xlabel("step")
     _save(figure, path)
@@ -230,7 +226,7 @@ def plot_relearning(relearned: dict[str, list[dict[str, Any]]], path: str | Path
     for row, metric in enumerate(metrics):
         panels[row, 0].set_ylabel(metric_label(metric)[0].replace(" ", "\n", 1))
     for column, subset in enumerate(subsets):
-        panels[0, column].set_title(RELEARN_SUBSETS.get(subset, subset), fontsize=10)
+        panels[0, column].set_title(SUBSETS[subset], fontsize=10)
         panels[-1, column].set_xlabel("optimizer step")
     panels[0, 0].set_ylim(-0.04, 1.04)
     figure.suptitle("Forget rows that were not trained on, while the model is fine-tuned")

@@ -128,7 +128,8 @@ def summary_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         for name, result in results.items()
     }  # fmt: skip
     lines = []
-    for metric in dict.fromkeys(metric for summary in summaries.values() for metric in summary):
+    metrics = dict.fromkeys(metric for summary in summaries.values() for metric in summary)
+    for metric in sorted(metrics, key=lambda metric: not metric.startswith("forget_quality")):  # whoever has it, first
         label, direction = metric_label(metric)
         cells = []
         for name, result in results.items():
@@ -456,8 +457,8 @@ def _attacks(results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     if not attacks:
         return None
     evaluations = {"before": results.get("Before"), "after": after, "retained": results.get(RETAINED)}
-    headings, lines = attack_rows(attacks, {name: result for name, result in evaluations.items() if result})
-    return {"headings": headings, "lines": lines, "notes": attack_notes(attacks), "missing": left_out(attacks)}
+    headings, rows = attack_rows(attacks, {name: result for name, result in evaluations.items() if result})
+    return {"headings": headings, "rows": rows, "notes": attack_notes(attacks), "missing": left_out(attacks)}
 
 
 def _title(results: dict[str, dict[str, Any]]) -> str:
@@ -509,13 +510,13 @@ def _resisting_rows(result: dict[str, Any], path: Path) -> list[str]:
     if forgetting.threshold is None or len(probability) != len(forgetting.probability):
         return []
     rows = forgetting.resisting(probability)
-    most = f" (most of all {', '.join(map(str, rows[:5]))})" if rows else ""
+    first = f" (row {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})" if rows else ""
     compared = (
         f"; under the retained model {len(forgetting.resisting(forgetting.retained))}" if forgetting.retained else ""
     )
     return [
         f"Forget rows that resist, with a probability above {forgetting.threshold:.3g} ({forgetting.threshold_source}): "
-        f"{len(rows)} of {len(probability)}{most}{compared}."
+        f"{len(rows)} of {len(probability)}{first}{compared}."
     ]
 
 
@@ -544,16 +545,16 @@ def _setting(value: Any) -> str:
 
 
 def _with_scores(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with each model's scores as one line of text."""
+    """A row with each model's scores as texts, by their labels."""
     labels = {**SET_METRICS, "score": "score", "leaked": "leaked", "well_formed": "well-formed", "min_k": "Min-K%"}
     return {
         **row,
         "scores": {
-            name: ", ".join(
-                f"{label} {_setting(value) if isinstance(value, bool) else format(value, '.3g')}"
+            name: {
+                label: _setting(value) if isinstance(value, bool) else format(value, ".3g")
                 for column, label in labels.items()
                 if (value := values.get(column)) is not None
-            )
+            }
             for name, values in row["models"].items()
         },
     }
