@@ -94,7 +94,9 @@ def test_what_is_printed_and_drawn(attacked):
     assert (folder / "figures" / "relearning.png").stat().st_size > 10_000
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "<h2>Attacks</h2>" in page and f'<td class="number">{shown:.3f}</td>' in page
-    assert "fine-tuned" in page and "Before" in page
+    assert "fine-tuned on random forget rows (random), on the retain set (retain)." in page and "Before" in page
+    assert page.count(">Relearn, random</th>") == 1 and 'rowspan="3">Relearn, random</th>' in page
+    assert '<th class="number">After</th>' in page  # the table of all metrics has the names of that of the attacks
 
 
 def test_the_card_has_the_numbers_and_no_text(attacked, people):
@@ -112,7 +114,9 @@ def test_the_card_has_the_numbers_and_no_text(attacked, people):
     card = build_card(results).text
     assert "## Attacks" in card and "round to nearest, 16 levels per group of 64" in card
     part = result["attacks"]["quantize"]["results"]["after"][1]["summary"]
-    assert re.search(rf"\| Quantize, 4 bits \| After \|.* {part['forget_probability']:.3f} \|", card)
+    assert re.search(
+        rf"\| Quantize, 4 bits \| Before \|.*\n\|  \| After \|.* {part['forget_probability']:.3f} \|", card
+    )
     assert "learning rate `0.01`" in card
     del result["attacks"]
     assert "## Attacks" not in build_card(collect_results(method={"name": "NPO"}, evaluations={"after": result})).text

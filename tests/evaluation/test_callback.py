@@ -1,6 +1,8 @@
 """Evaluation during training: when, what it leaves, which checkpoint it selects, and that it can stop."""
 
+import base64
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from trl_unlearn.evaluation.arguments import EvaluationArguments
 from trl_unlearn.evaluation.benchmarks import evaluate_as_asked
 from trl_unlearn.evaluation.selection import forget_threshold, has_forgotten, selection_score
 from trl_unlearn.files import write_json
+from trl_unlearn.hub.push import check_folder
 from trl_unlearn.metrics import forget_quality
 from trl_unlearn.world import generate_world, save_world
 
@@ -57,7 +60,11 @@ def make(model_dir, tokenizer, forget_rows, retain_rows, data, tmp_path):
 
 
 def evaluations(tmp_path):
-    return json.loads((tmp_path / "run" / "_evaluation" / "evaluations.json").read_text(encoding="utf-8"))
+    return read(tmp_path, "evaluations")
+
+
+def read(tmp_path, name):
+    return json.loads((tmp_path / "run" / "_evaluation" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def test_evaluates_before_during_and_after_and_logs_what_it_finds(make, tmp_path):
@@ -76,21 +83,30 @@ def test_evaluates_before_during_and_after_and_logs_what_it_finds(make, tmp_path
     assert before["summary"] == entries[0]["summary"] and latest["summary"] == entries[-1]["summary"]
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "Before" in report and "After" in report
-    assert (folder / "figures" / "trajectory.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("trajectory", "forgetting"):
+        picture = (folder / "figures" / f"{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in report
+    assert "Forget rows that resist" not in report  # without a threshold
 
 
 def test_result_is_that_of_an_evaluation_by_itself(make, model_dir, data, tmp_path):
     trainer = make({"max_steps": 2})
     trainer.train()
-    trainer.save_model(str(tmp_path / "saved"))
+    trainer.save_model()
     alone = evaluate_as_asked(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "saved"),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "run"),
         trainer.processing_class,
         EvaluationArguments(eval_benchmark="world", eval_max_new_tokens=6),
         dataset_name=data,
         show_progress=False,
     )
     assert evaluations(tmp_path)[-1]["summary"] == pytest.approx(alone["summary"], rel=1e-5)
+    forgetting = read(tmp_path, "forgetting")
+    before, after = np.array(forgetting["probability"]).T
+    assert forgetting["steps"] == [0, 2]
+    assert after == pytest.approx(np.exp(-np.array(alone["rows"]["forget"]["loss"])), rel=1e-5)
+    assert before == pytest.approx(np.exp(-np.array(read(tmp_path, "before")["rows"]["forget"]["loss"])))
+    assert not [file for file in check_folder(tmp_path / "run") if "forgetting" in file]  # it is not published
 
 
 def test_selects_the_best_checkpoint_by_a_rule(make, model_dir, tmp_path):
@@ -148,18 +164,32 @@ class StopAt(TrainerCallback):
 
 
 def test_a_resumed_run_goes_on_with_the_trajectory(make, tmp_path):
+    """From an earlier checkpoint than the last evaluation, and with a retained model, which is the one before training."""
     options = {"save_strategy": "steps", "save_steps": 2}
     trainer = make(options)
     trainer.add_callback(StopAt(4))
     trainer.train()
-    first = evaluations(tmp_path)
-    assert [entry["step"] for entry in first] == [0, 2, 4]
-    before = tmp_path / "run" / "_evaluation" / "before.json"
-    written = before.stat().st_mtime_ns
-    make(options).train(resume_from_checkpoint=True)
+    first, first_rows = evaluations(tmp_path), read(tmp_path, "forgetting")
+    assert [entry["step"] for entry in first] == first_rows["steps"] == [0, 2, 4]
+    folder = tmp_path / "run" / "_evaluation"
+    written = (folder / "before.json").stat().st_mtime_ns
+    retained = shutil.copy(folder / "before.json", tmp_path / "retained.json")
+    trainer = make(options | {"learning_rate": 1e-6}, {"retain_logs": str(retained)})
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert [entry["step"] for entry in evaluations(tmp_path)] == [0, 2, 4, 6]
-    assert evaluations(tmp_path)[:3] == first
-    assert before.stat().st_mtime_ns == written  # the model before training is evaluated once
+    assert evaluations(tmp_path)[:2] == first[:2] and evaluations(tmp_path)[2] != first[2]
+    assert (folder / "before.json").stat().st_mtime_ns == written  # the model before training is evaluated once
+
+    rows = read(tmp_path, "forgetting")
+    assert rows["steps"] == [0, 2, 4, 6]
+    assert [values[:2] for values in rows["probability"]] == [values[:2] for values in first_rows["probability"]]
+    means = [entry["summary"]["forget_probability"] for entry in evaluations(tmp_path)]
+    assert np.mean(rows["probability"], axis=0) == pytest.approx(means)
+    assert rows["retained"] == [values[0] for values in rows["probability"]]
+    resisting, of_retained = (np.array(rows["probability"])[:, [3, 0]] > means[0]).sum(0)
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"a probability above {means[0]:.3g} (the retained model&#39;s mean): {resisting} of 8" in report
+    assert f"under the retained model {of_retained}." in report
 
 
 def test_the_retain_weight_follows_the_fall_of_utility(make, tmp_path):

@@ -6,12 +6,16 @@ import io
 import re
 from html.parser import HTMLParser
 
+import matplotlib
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from matplotlib import image
 from rich.console import Console
 
+from trl_unlearn.evaluation.forgetting import Forgetting
 from trl_unlearn.evaluation.plots import (
+    plot_forgetting,
     plot_summary_bars,
     plot_truth_ratio_distributions,
     plot_utility_against_forget_quality,
@@ -24,6 +28,7 @@ from trl_unlearn.evaluation.report import (
     write_report,
     write_rows,
 )
+from trl_unlearn.files import write_json
 from trl_unlearn.metrics import bootstrap_interval, forget_quality
 
 
@@ -141,6 +146,11 @@ def test_table_of_three_models_fits_80_columns(results):
     assert "Left out: Text cleanness. The classifier [gibberish] was not given." in " ".join(text.split())
 
 
+def test_table_begins_with_forget_quality_whoever_has_it(results):
+    del results["Before"]["forget_quality"]
+    assert printed(summary_table(results)).splitlines()[1].startswith("Forget quality, log10 p")
+
+
 def test_table_says_which_model_lacks_what(results):
     del results["Before"]["missing"]
     results["Retained"]["summary"].pop("privleak")
@@ -254,6 +264,14 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+def check_border(path):
+    """The pixels of a picture of which nothing reaches the border, where it would be cut."""
+    pixels = image.imread(path)[:, :, :3]
+    border = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
+    assert all((line > 0.95).all() for line in border), path
+    return pixels
+
+
 def test_report_is_one_safe_file_with_everything(results, tmp_path):
     results["After"]["rows"]["forget"]["generated"][1] = SCRIPT
     results["<img src=x>"] = results.pop("Before")
@@ -278,6 +296,8 @@ def test_report_is_one_safe_file_with_everything(results, tmp_path):
         "trl_unlearn 0.1.0",
         "seconds 12.5",
         "(nothing)",  # an empty answer
+        "Row 1 Who wrote book 1?",
+        "probability 0.9 ROUGE-L recall 0.9 truth ratio 1.4 extraction strength 0.9 leaked no",
     ):
         assert part in text, part
     pictures = sorted(path.read_bytes() for path in (tmp_path / "figures").glob("*.png"))
@@ -311,6 +331,54 @@ def test_whatever_a_result_lacks_the_files_are_written(name, tmp_path):
     assert ("True answer" in (tmp_path / "answers.md").read_text(encoding="utf-8")) == (name == "MUSE")
 
 
+@pytest.mark.parametrize(
+    ("forgetting", "sentence"),
+    [
+        (
+            {"forget_floor": 0.3, "retained": [0.2, 0.5]},
+            "with a probability above 0.3 (forget_floor): 2 of 2 (row 1, 0); under the retained model 1.",
+        ),
+        ({"forget_floor": 0.9}, "with a probability above 0.9 (forget_floor): 0 of 2."),
+        (
+            {"retained": [0.5, 0.4]},
+            "above 0.45 (the retained model's mean): 1 of 2 (row 1); under the retained model 1.",
+        ),
+        ({}, None),  # there is no threshold
+        ({"forget_floor": 0.4, "probability": [[0.9]] * 3}, None),  # other rows than those of the evaluation
+    ],
+)
+def test_report_says_how_many_rows_resist_the_training(forgetting, sentence, tmp_path):
+    write_json({"steps": [0], "probability": [[0.9]] * 2} | forgetting, tmp_path / "forgetting.json")
+    write_report({"After": OTHERS["documents"]}, tmp_path)  # which has 0.37 and 0.82
+    text = " ".join(" ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts).split())
+    assert sentence in text if sentence else "resist" not in text
+
+
+def test_picture_of_the_rows_has_the_most_probable_on_top(tmp_path):
+    forgetting = Forgetting()
+    forgetting.add(0, [0.9, 0.8, 0.7])
+    forgetting.add(10, [0.1, 0.6, 0.4])
+    plot_forgetting(forgetting, tmp_path / "rows.png")
+    pixels = (image.imread(tmp_path / "rows.png")[:, :, :3] * 255).round().astype(int)
+    colors = matplotlib.colormaps["viridis"]
+    found = set()
+    for column in pixels.swapaxes(0, 1):
+        changes = np.flatnonzero((np.diff(column, axis=0) != 0).any(1)) + 1
+        fields = [field for field in np.split(column, changes) if len(field) > 100]
+        found.add(tuple(tuple(field[0].tolist()) for field in fields))
+    for values in ((0.8, 0.7, 0.9), (0.6, 0.4, 0.1)):  # sorted by the last
+        assert tuple(tuple(map(int, colors(value, bytes=True)[:3])) for value in values) in found
+
+
+@pytest.mark.parametrize(("number", "steps"), [(3, 2), (64, 11), (400, 60)])
+def test_picture_of_rows_with_a_threshold(number, steps, tmp_path):
+    forgetting = Forgetting(retained=np.linspace(0, 1, number).tolist())
+    for step in range(steps):
+        forgetting.add(1000 * step, np.linspace(1 - step / steps, 1, number).tolist())
+    plot_forgetting(forgetting, tmp_path / "rows.png")
+    check_border(tmp_path / "rows.png")
+
+
 def test_pictures_without_references_and_with_long_names(results, tmp_path):
     names = {f"outputs/llama-3.2-1b/npo-beta-0.1-lr-1e-5-seed-{seed}": results["After"] for seed in range(9)}
     plot_truth_ratio_distributions(
@@ -319,8 +387,5 @@ def test_pictures_without_references_and_with_long_names(results, tmp_path):
     plot_utility_against_forget_quality({name: [names[name]] for name in names}, None, tmp_path / "utility.png")
     plot_summary_bars(names, tmp_path / "bars.png")
     for file in ("ecdf.png", "utility.png", "bars.png"):
-        pixels = image.imread(tmp_path / file)[:, :, :3]
-        # Nothing reaches the border, where it would be cut
-        border = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
-        assert all((line > 0.95).all() for line in border), file
+        pixels = check_border(tmp_path / file)
         assert len({tuple(color) for color in (pixels.reshape(-1, 3)[::7] * 255).round().astype(int)}) > 9

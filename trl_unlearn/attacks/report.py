@@ -1,5 +1,6 @@
 """What a person sees of attacks: a table with a row a model, and the reasons for what was left out."""
 
+from itertools import zip_longest
 from typing import Any
 
 from rich.table import Table
@@ -22,6 +23,13 @@ COLUMNS = {
     "wmdp_cyber": "WMDP cyber",
     "mmlu": "MMLU",
 }
+# What relearning trains on
+SUBSETS = {
+    "random": "on random forget rows",
+    "shortest": "on the shortest answers",
+    "held_out": "on other people or groups",
+    "retain": "on the retain set",
+}
 _MODELS = ("before", "after", "retained")
 
 
@@ -38,9 +46,9 @@ def attack_rows(
             Evaluations without attack, by `"before"`, `"after"`, `"retained"`.
 
     Returns:
-        `tuple[list, list]`: Headings of the columns of numbers, and the lines: `attack`, `model`, and `cells`, `"–"` where
-        there is no number. Of relearning, the highest of each forget metric after any of the steps: an attacker stops when
-        it is best to.
+        `tuple[list, list]`: Headings of the columns of numbers, and for each attack `attack` and `models`, a line a model:
+        `model` and `cells`, `"–"` where there is no number. Of relearning, the highest of each forget metric after any of
+        the steps: an attacker stops when it is best to.
     """
     groups: dict[str, dict[str, dict[str, Any]]] = {"No attack": evaluations}
     for name, attack in attacks.items():
@@ -54,25 +62,31 @@ def attack_rows(
     }
     there = {metric for group in numbers.values() for values in group.values() for metric in values}
     metrics = [metric for metric in COLUMNS if metric in there]
-    lines = [
+    rows = [
         {
             "attack": title,
-            "model": model.capitalize(),
-            "cells": [_format(metric, values.get(metric)) for metric in metrics],
+            "models": [
+                {"model": model.capitalize(), "cells": [_format(metric, values.get(metric)) for metric in metrics]}
+                for model, values in group.items()
+            ],
         }
         for title, group in numbers.items()
-        for model, values in group.items()
     ]
-    return [COLUMNS[metric] for metric in metrics], lines
+    return [COLUMNS[metric] for metric in metrics], rows
 
 
 def attack_notes(attacks: dict[str, dict[str, Any]]) -> list[str]:
-    """What the numbers of some attacks are of."""
-    notes = []
+    """How to read the table, and what the numbers of some attacks are of."""
+    notes = ["The nearer a model is to the retained one under the same attack, the better. –: not measured."]
     if "relearn" in attacks and attacks["relearn"]["results"]:
         steps = ", ".join(map(str, attacks["relearn"]["settings"]["steps"]))
+        parts = [part for measured in attacks["relearn"]["results"].values() for part in measured]
+        subsets = [
+            f"{SUBSETS[name]} ({_readable(name)})" for name in SUBSETS if name in {part["variant"] for part in parts}
+        ]
         notes.append(
-            f"Relearn: the highest after {steps} optimizer steps, of the forget rows that were not trained on."
+            f"Relearn: fine-tuned {', '.join(subsets)}. The highest after {steps} optimizer steps, of the forget rows that "
+            "were not trained on."
         )
     if "sample" in attacks and attacks["sample"]["results"]:
         notes.append("Sample: of each row, the worst of k answers drawn at temperature 1.")
@@ -84,7 +98,7 @@ def left_out(attacks: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     parts: dict[tuple[str, str], list[str]] = {}
     for name, attack in attacks.items():
         for variant, reason in attack["missing"].items():
-            parts.setdefault((name, reason), []).append(variant.replace("_", " "))
+            parts.setdefault((name, reason), []).append(_readable(variant))
     return [(f"{name} ({', '.join(variants)})", reason) for (name, reason), variants in parts.items()]
 
 
@@ -101,18 +115,17 @@ def attack_table(attacks: dict[str, dict[str, Any]], evaluations: dict[str, dict
     Returns:
         [`~rich.table.Table`]: A row a model, attack by attack.
     """
-    headings, lines = attack_rows(attacks, evaluations)
+    headings, rows = attack_rows(attacks, evaluations)
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), caption_justify="left", caption_style="")
     table.add_column("Attack", min_width=21, max_width=22)
     table.add_column("Model")
     for heading in headings:
         table.add_column(heading.replace(" ", "\n"), justify="right")
-    last = None
-    for line in lines:
-        if last not in (None, line["attack"]):
+    for number, row in enumerate(rows):
+        if number > 0:
             table.add_row()
-        table.add_row("" if line["attack"] == last else line["attack"], line["model"], *line["cells"])
-        last = line["attack"]
+        for title, line in zip_longest([row["attack"]], row["models"], fillvalue=""):
+            table.add_row(title, line["model"], *line["cells"])
     caption = Text("\n" + "\n".join(attack_notes(attacks)), style="dim")
     for label, reason in left_out(attacks):
         caption.append(f"\nLeft out: {label}. {reason[:1].upper()}{reason[1:]}.", style="not dim")
@@ -132,9 +145,13 @@ def _worst_of_steps(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _title(name: str, part: dict[str, Any]) -> str:
-    variant = part["variant"].replace("_", " ")
+    variant = _readable(part["variant"])
     title = variant if name == "paraphrase" else f"{name}, {variant}"
     return title[:1].upper() + title[1:]
+
+
+def _readable(variant: str) -> str:
+    return variant.replace("_", " ")
 
 
 def _numbers(part: dict[str, Any]) -> dict[str, float]:

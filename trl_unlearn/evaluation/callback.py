@@ -9,7 +9,8 @@ from transformers import TrainerCallback
 from ..files import write_json
 from .arguments import EvaluationArguments
 from .benchmarks import evaluate_as_asked, evaluate_retained
-from .plots import plot_trajectory
+from .forgetting import FORGETTING_FILE, Forgetting
+from .plots import plot_forgetting, plot_trajectory
 from .results import EVALUATION_DIR, write_results
 from .selection import has_forgotten, selection_score
 
@@ -23,8 +24,9 @@ class UnlearningEvalCallback(TrainerCallback):
     [`selection_score`]; with `eval_stop`, training ends at the first evaluation at which [`has_forgotten`].
 
     Writes into `_evaluation/` of the output directory: `evaluations.json`, a list of the summaries with their steps, and
-    its picture; `before.json`, the model before training, which a resumed run reads instead of evaluating it again; and
-    for the latest model what `trl-unlearn evaluate` writes.
+    its picture; where forget rows have a probability, `forgetting.json` with that of each row at each evaluation, see
+    [`Forgetting`], and its picture, which shows the rows that resist; `before.json`, the model before training, which a
+    resumed run reads instead of evaluating it again; and for the latest model what `trl-unlearn evaluate` writes.
 
     Args:
         trainer ([`UnlearningTrainer`]):
@@ -86,6 +88,7 @@ class UnlearningEvalCallback(TrainerCallback):
         self.before: dict[str, Any] | None = None
         self.latest: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
+        self.forgetting: Forgetting | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.retained = evaluate_retained(
@@ -95,14 +98,20 @@ class UnlearningEvalCallback(TrainerCallback):
             cache_dir=self.directory / "rows",
             show_progress=not args.disable_tqdm,
         )
+        self.forgetting = Forgetting(_forget_probability(self.retained), args.forget_floor)
         evaluations, before = self.directory / "evaluations.json", self.directory / "before.json"
+        forgetting = self.directory / FORGETTING_FILE
         if state.global_step > 0 and evaluations.exists() and before.exists():
             entries = json.loads(evaluations.read_text(encoding="utf-8"))
             self.evaluations = [entry for entry in entries if entry["step"] <= state.global_step]
             self.before = json.loads(before.read_text(encoding="utf-8"))
             self.latest = json.loads((self.directory / "evaluation.json").read_text(encoding="utf-8"))
             self.trainer.retain_weight = self.evaluations[-1].get("retain_weight", args.retain_weight)
+            if forgetting.exists():
+                self.forgetting.go_on_from(forgetting, state.global_step)
         else:
+            if self.trainer.is_world_process_zero():
+                forgetting.unlink(missing_ok=True)  # of an earlier training, maybe on another benchmark
             self._evaluate(state, control)
             self.before = self.latest
             self._write(self.before, before)
@@ -118,8 +127,10 @@ class UnlearningEvalCallback(TrainerCallback):
             # the trainer has loaded the best checkpoint again, so that this is the model that is saved
             self.latest = self._result(state) | {"selected_step": state.best_global_step}
         if self.trainer.is_world_process_zero():
-            write_results(self.latest, self.results(), self.directory)
             plot_trajectory(self.evaluations, self.directory / "figures" / "trajectory.png")
+            if self.forgetting.steps:
+                plot_forgetting(self.forgetting, self.directory / "figures" / "forgetting.png")
+            write_results(self.latest, self.results(), self.directory)
         self.trainer.accelerator.wait_for_everyone()
 
     def results(self) -> dict[str, dict[str, Any]]:
@@ -149,6 +160,9 @@ class UnlearningEvalCallback(TrainerCallback):
                     **{name: self.metrics[name] for name in ("selection", "retain_weight") if name in self.metrics},
                 }
             )
+            if probability := _forget_probability(self.latest):
+                self.forgetting.add(state.global_step, probability)
+                self._write(vars(self.forgetting), self.directory / FORGETTING_FILE)
             self._write(self.latest, self.directory / "evaluation.json")
             self._write(self.evaluations, self.directory / "evaluations.json")
             self.trainer.log({f"eval_{name}": value for name, value in self.metrics.items()})
@@ -185,3 +199,7 @@ class UnlearningEvalCallback(TrainerCallback):
 
     def _model_name(self) -> str:
         return self.trainer.model.config.name_or_path
+
+
+def _forget_probability(result: dict[str, Any] | None) -> list[float] | None:
+    return result["rows"].get("forget", {}).get("probability") if result is not None else None

@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from ..attacks.report import SUBSETS
+from .forgetting import Forgetting
 from .report import metric_label
 
 
@@ -22,12 +24,6 @@ TRAJECTORY_METRICS = ("forget_probability", "forget_rougeL_recall", "forget_extr
 RELEARNED_METRICS = (
     "leaked", "forget_verbmem", "forget_rougeL_recall", "forget_probability", "forget_extraction_strength",
 )  # fmt: skip
-RELEARN_SUBSETS = {
-    "random": "on random forget rows",
-    "shortest": "on the shortest answers",
-    "held_out": "on other people or groups",
-    "retain": "on the retain set",
-}
 # Okabe and Ito's colours, which stay apart for colour-blind readers; black and grey are the two reference models.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -136,8 +132,65 @@ def plot_trajectory(evaluations: list[dict], path: str | Path) -> None:
     if has_quality:
         quality = [evaluation["forget_quality"]["log10_p_value"] for evaluation in evaluations]
         panels[1, 0].plot(steps, quality, color=RETAINED, marker="o", markersize=4)
-        panels[1, 0].axhline(np.log10(0.05), color=RETAINED, linewidth=0.8, linestyle=":")
+        panels[1, 0].axhline(np.log10(0.05), color=RETAINED, linewidth=0.8, linestyle=":", label="p = 0.05")
+        panels[1, 0].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         panels[1, 0].set_ylabel("forget quality,\nlog10 p (0 is best)")
+    panels[-1, 0].set_xlabel("step")
+    _save(figure, path)
+
+
+def plot_forgetting(forgetting: Forgetting, path: str | Path) -> None:
+    """
+    Which rows are forgotten when: a heat map of each row's probability, and under it how many are forgotten.
+
+    Rows are sorted by their last probability, the highest on top. The retained model is a column of its own. Without a
+    threshold, which is `forget_floor` or the retained model's mean, there is only the heat map.
+
+    Args:
+        forgetting ([`Forgetting`]):
+            Probabilities of the rows, of at least one evaluation.
+        path (`str` or `Path`):
+            Picture to write.
+    """
+    values = np.array(forgetting.probability)
+    (number, steps), threshold = values.shape, forgetting.threshold
+    order = np.argsort(-values[:, -1], kind="stable")
+    every = int(np.ceil(steps / 12))
+    ticks, labels = list(range(0, steps, every)), [str(step) for step in forgetting.steps[::every]]
+    if forgetting.retained is not None:
+        values = np.column_stack([values, forgetting.retained])
+        ticks, labels = [*ticks, steps], [*labels, "\nretained"]
+    height = float(np.clip(0.12 * number, 2.4, 8))
+    heights = [height] if threshold is None else [height, 1.6]
+    figure, panels = plt.subplots(
+        len(heights), figsize=(7.5, sum(heights) + 1.2), layout="constrained", sharex=True, squeeze=False,
+        height_ratios=heights,
+    )  # fmt: skip
+    rows, title = panels[0, 0], "Which forget rows are forgotten, and which resist"
+    image = rows.imshow(values[order], aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=1)
+    every = int(np.ceil(0.12 * number / height))
+    rows.set_yticks(range(0, number, every), order[::every], fontsize=7)
+    rows.set_ylabel("row, by last probability")
+    bar = figure.colorbar(image, ax=rows, label="probability per token", aspect=30)
+    if forgetting.retained is not None:
+        rows.axvline(steps - 0.5, color="#FFFFFF", linewidth=5)
+    if threshold is not None:
+        title += " (above the dashed line)"
+        resisting = len(forgetting.resisting([row[-1] for row in forgetting.probability]))
+        for axes, position in ((rows, resisting - 0.5), (bar.ax, threshold)):
+            axes.axhline(position, color="#FFFFFF", linewidth=2.5)
+            axes.axhline(position, color=RETAINED, linewidth=1.2, linestyle="--")
+        counts = (values <= threshold).sum(0)
+        bars = panels[1, 0].bar(
+            range(len(counts)), counts, color=[COLORS[0]] * steps + [RETAINED] * (len(counts) - steps)
+        )
+        if steps <= 20:
+            panels[1, 0].bar_label(bars, fontsize=8)
+        panels[1, 0].set(ylim=(0, 1.15 * number), ylabel="forgotten rows")
+        panels[1, 0].set_title(f"Rows at or below {threshold:.3g} ({forgetting.threshold_source})", fontsize=10)
+        panels[1, 0].spines[["top", "right"]].set_visible(False)
+    rows.set_title(title)
+    panels[-1, 0].set_xticks(ticks, labels)
     panels[-1, 0].set_xlabel("step")
     _save(figure, path)
 
@@ -173,7 +226,7 @@ def plot_relearning(relearned: dict[str, list[dict[str, Any]]], path: str | Path
     for row, metric in enumerate(metrics):
         panels[row, 0].set_ylabel(metric_label(metric)[0].replace(" ", "\n", 1))
     for column, subset in enumerate(subsets):
-        panels[0, column].set_title(RELEARN_SUBSETS.get(subset, subset), fontsize=10)
+        panels[0, column].set_title(SUBSETS[subset], fontsize=10)
         panels[-1, column].set_xlabel("optimizer step")
     panels[0, 0].set_ylim(-0.04, 1.04)
     figure.suptitle("Forget rows that were not trained on, while the model is fine-tuned")

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..attacks.report import attack_notes, attack_rows, left_out
 from ..files import write_text
+from .forgetting import FORGETTING_FILE, Forgetting
 
 
 # Display name of the model that never saw the forget set, which the others are held against.
@@ -127,7 +128,8 @@ def summary_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         for name, result in results.items()
     }  # fmt: skip
     lines = []
-    for metric in dict.fromkeys(metric for summary in summaries.values() for metric in summary):
+    metrics = dict.fromkeys(metric for summary in summaries.values() for metric in summary)
+    for metric in sorted(metrics, key=lambda metric: not metric.startswith("forget_quality")):  # whoever has it, first
         label, direction = metric_label(metric)
         cells = []
         for name, result in results.items():
@@ -378,7 +380,7 @@ def write_report(results: dict[str, dict[str, Any]], directory: str | Path) -> N
     used = {row["direction"] for row in rows}
     page = environment.from_string(template).render(
         title=_title(results),
-        headlines=_headlines(results),
+        headlines=_headlines(results) + _resisting_rows(results[_last_model(results)], directory / FORGETTING_FILE),
         models=list(results),
         rows=rows,
         directions={sign: meaning for sign, meaning in DIRECTIONS.items() if sign in used},
@@ -387,7 +389,7 @@ def write_report(results: dict[str, dict[str, Any]], directory: str | Path) -> N
         attacks=_attacks(results),
         figures=[
             (alt, base64.b64encode(path.read_bytes()).decode())
-            for alt, path in _draw_figures(results, directory / "figures")
+            for alt, path in _draw_figures(results, directory / "figures") + _figures_of_training(directory)
         ],
         sets={
             name: {"total": len(rows), "rows": [_with_scores(row) for row in rows[:10]]}
@@ -437,6 +439,17 @@ def _draw_figures(results: dict[str, dict[str, Any]], directory: Path) -> list[t
     return figures
 
 
+def _figures_of_training(directory: Path) -> list[tuple[str, Path]]:
+    """What [`UnlearningEvalCallback`] has drawn, where the evaluation is of a model that was trained into this folder."""
+    figures = [
+        ("What is kept and what is forgotten during the training, step by step", directory / "figures/trajectory.png"),
+    ]
+    if (directory / FORGETTING_FILE).exists():
+        alt = "Probability of each forget row at each evaluation during the training, as a heat map"
+        figures.append((alt, directory / "figures/forgetting.png"))
+    return [(alt, path) for alt, path in figures if path.exists()]
+
+
 def _attacks(results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """The table of the attacks on the last model, if there were any."""
     after = results[_last_model(results)]
@@ -444,8 +457,8 @@ def _attacks(results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     if not attacks:
         return None
     evaluations = {"before": results.get("Before"), "after": after, "retained": results.get(RETAINED)}
-    headings, lines = attack_rows(attacks, {name: result for name, result in evaluations.items() if result})
-    return {"headings": headings, "lines": lines, "notes": attack_notes(attacks), "missing": left_out(attacks)}
+    headings, rows = attack_rows(attacks, {name: result for name, result in evaluations.items() if result})
+    return {"headings": headings, "rows": rows, "notes": attack_notes(attacks), "missing": left_out(attacks)}
 
 
 def _title(results: dict[str, dict[str, Any]]) -> str:
@@ -490,6 +503,23 @@ def _headlines(results: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _resisting_rows(result: dict[str, Any], path: Path) -> list[str]:
+    """How many forget rows are above the threshold of the training, if there was a training and it has a threshold."""
+    probability = result["rows"].get("forget", {}).get("probability", [])
+    forgetting = Forgetting.read(path) if path.exists() else Forgetting()
+    if forgetting.threshold is None or len(probability) != len(forgetting.probability):
+        return []
+    rows = forgetting.resisting(probability)
+    first = f" (row {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})" if rows else ""
+    compared = (
+        f"; under the retained model {len(forgetting.resisting(forgetting.retained))}" if forgetting.retained else ""
+    )
+    return [
+        f"Forget rows that resist, with a probability above {forgetting.threshold:.3g} ({forgetting.threshold_source}): "
+        f"{len(rows)} of {len(probability)}{first}{compared}."
+    ]
+
+
 def _settings(results: dict[str, dict[str, Any]]) -> dict[str, list[tuple[str, list[str]]]]:
     """By section, each setting with one value if all models have the same, and with one a model otherwise."""
     sections = {}
@@ -515,16 +545,16 @@ def _setting(value: Any) -> str:
 
 
 def _with_scores(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with each model's scores as one line of text."""
+    """A row with each model's scores as texts, by their labels."""
     labels = {**SET_METRICS, "score": "score", "leaked": "leaked", "well_formed": "well-formed", "min_k": "Min-K%"}
     return {
         **row,
         "scores": {
-            name: ", ".join(
-                f"{label} {_setting(value) if isinstance(value, bool) else format(value, '.3g')}"
+            name: {
+                label: _setting(value) if isinstance(value, bool) else format(value, ".3g")
                 for column, label in labels.items()
                 if (value := values.get(column)) is not None
-            )
+            }
             for name, values in row["models"].items()
         },
     }

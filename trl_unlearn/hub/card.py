@@ -387,9 +387,9 @@ def _evaluation(after: dict[str, Any], retained: dict[str, Any] | None) -> list[
 
 
 def _attacks(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The table of the attacks, one row a model, and how they were made."""
+    """The table of the attacks, and how they were made."""
     attacks = evaluations["after"]["attacks"]
-    headings, lines = attack_rows(attacks, evaluations)
+    headings, rows = attack_rows(attacks, evaluations)
     notes = [as_markdown(note) for note in attack_notes(attacks)]
     for name, attack in attacks.items():
         quantizers = {
@@ -400,7 +400,7 @@ def _attacks(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
         if made:
             notes.append(f"{as_markdown(name.capitalize())}: {'; '.join(made)}.")
     notes += [f"Left out: {as_markdown(label)} ({as_markdown(reason)})." for label, reason in left_out(attacks)]
-    return {"headings": headings, "lines": lines, "notes": notes}
+    return {"headings": headings, "rows": rows, "notes": notes}
 
 
 def _requests(requests: list[dict[str, Any]]) -> dict[str, Any]:

@@ -124,7 +124,10 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
             result["attacks"] = attacks
         evaluated.append((split, result, retained, place))
         if PartialState().is_main_process:
-            results = {"Before": before, Path(arguments.model_name_or_path).name: result, "Retained": retained}
+            name = (
+                "After" if arguments.attacks or attacks else Path(arguments.model_name_or_path).name
+            )  # as attacks say
+            results = {"Before": before, name: result, "Retained": retained}
             results = {name: log for name, log in results.items() if log is not None}
             write_results(result, results, place)
             console = Console()
@@ -159,8 +162,7 @@ def attack(
 
     evaluations = run_attacks(arguments, split, result, before, retained, directory, cache_dir)
     if PartialState().is_main_process:
-        names = {"before": "Before", "after": Path(arguments.model_name_or_path).name, "retained": "Retained"}
-        write_results(result, {names[name]: log for name, log in evaluations.items()}, directory)
+        write_results(result, {name.capitalize(): log for name, log in evaluations.items()}, directory)
         console = Console()
         console.print(attack_table(result["attacks"], evaluations))
         console.print(f"Written to {directory}: report.html to look at, `attacks` in evaluation.json for programs.")
