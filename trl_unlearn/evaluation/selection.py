@@ -82,6 +82,8 @@ def selection_score(rule: SelectionRule, result: dict[str, Any], retained: dict[
     ratios = result["rows"]["forget"].get("truth_ratio")
     theirs = retained["rows"]["forget"] if rule == "retained" else result["rows"].get("holdout", {})
     if ratios is not None and "truth_ratio" in theirs and "model_utility" in result["summary"]:
-        return model_utility([utility, 1 - forget_quality(ratios, theirs["truth_ratio"])["statistic"]])["model_utility"]
+        return model_utility([utility, 1 - forget_quality(ratios, theirs["truth_ratio"])["statistic"]])[
+            "model_utility"
+        ]
     above = result["summary"]["forget_probability"] - forget_threshold(rule, result, retained)
     return utility if above <= 0 else -above
