@@ -3,9 +3,10 @@ When to stop, and which checkpoint to keep, without a retained model: one run ag
 
     OMP_NUM_THREADS=1 python examples/studies/stopping.py --seeds 3 4 5 6 7 8 9 10 11 12 --grid_seeds 3 4 5
 
-One run of SimNPO's recipe keeps the checkpoint that `--eval_select unseen` chooses: it sees the forget set, the retain set, and
-facts of people whom no model was trained on, but nothing of the retained model. Against it stands a grid of learning rates, β
-and forget weights, of which every checkpoint is judged by the retained model. Runs that are done are not run again.
+One run of SimNPO's recipe, and one with three times its forget weight, keep the checkpoint that `--eval_select unseen` chooses:
+it sees the forget set, the retain set, and facts of people whom no model was trained on, but nothing of the retained model.
+Against them stands a grid of learning rates, β and forget weights, of which every checkpoint is judged by the retained model.
+Runs that are done are not run again.
 """
 
 import json
@@ -30,7 +31,11 @@ GRID = [
     {"learning_rate": rate, "beta": beta, "forget_weight": weight}
     for rate, beta, weight in product((3e-4, 1e-3, 3e-3), (1.0, 2.5, 5.0), (0.05, 0.1375, 0.4))
 ]
-PRESET = {"learning_rate": 1e-3, "beta": 2.5, "forget_weight": 0.1375}  # the recipe's, found on worlds 1 and 2
+# The recipe's options, found on worlds 1 and 2 for the last checkpoint, and three times its forget weight
+SINGLE = {
+    "recipe": {"learning_rate": 1e-3, "beta": 2.5, "forget_weight": 0.1375},
+    "stronger": {"learning_rate": 1e-3, "beta": 2.5, "forget_weight": 0.4},
+}
 NUM_HOLDOUT = 16  # people, twice as many as are forgotten
 console = Console()
 
@@ -79,28 +84,27 @@ def best(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def table_of_seeds(runs: dict[int, dict[str, dict]]) -> Table:
-    """Per world: the preset's checkpoints, and the best of the grid."""
-    table = Table(title="One run of the recipe against the grid", box=None, title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("Seed")
-    for heading in (
-        "kept\nscore", "D", "utility", "prob.", "over-\nforgotten", "last\nscore", "over-\nforgotten", "best of\nthe run",
-        "best of\nthe grid", "kept /\nbest", "cost /\ngrid",
-    ):  # fmt: skip
+    """Per world: what a single run keeps and ends with, and the best of the grid."""
+    table = Table(title="One run against the grid", box=None, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("Run", no_wrap=True)
+    for heading in ("world", "kept\nscore", "D", "utility", "prob.", "over-\nforgot", "last\nscore", "over-\nforgot",
+                    "best\nof run", "of grid", "kept /\nbest", "cost"):  # fmt: skip
         table.add_column(heading, justify="right")
-    for seed, of_seed in runs.items():
-        run = of_seed[json.dumps(PRESET)]
-        kept, last = selected(run), run["checkpoints"][-1]
-        cells = [
-            *(f"{kept['score']:.2f} {kept['forget_quality']['statistic']:.2f} {kept['summary']['model_utility']:.2f} "
-              f"{kept['summary']['forget_probability']:.2f}").split(),
-            "yes" if kept["over_forgotten"] else "no", f"{last['score']:.2f}",
-            "yes" if last["over_forgotten"] else "no", f"{best(run)['score']:.2f}",
-        ]  # fmt: skip
-        if len(of_seed) == len(GRID):
-            of_grid = max(best(one)["score"] for one in of_seed.values())
-            cost = run["seconds"] / sum(one["seconds"] for one in of_seed.values())
-            cells += [f"{of_grid:.2f}", f"{kept['score'] / of_grid:.2f}", f"1/{1 / cost:.0f}"]
-        table.add_row(str(seed), *cells)
+    for name, options in SINGLE.items():
+        for seed, of_seed in runs.items():
+            run = of_seed[json.dumps(options)]
+            kept, last = selected(run), run["checkpoints"][-1]
+            cells = [f"{value:.2f}" for value in (
+                kept["score"], kept["forget_quality"]["statistic"], kept["summary"]["model_utility"],
+                kept["summary"]["forget_probability"],
+            )]  # fmt: skip
+            cells += ["yes" if kept["over_forgotten"] else "no", f"{last['score']:.2f}"]
+            cells += ["yes" if last["over_forgotten"] else "no", f"{best(run)['score']:.2f}"]
+            if len(of_seed) == len(GRID):
+                of_grid = max(best(one)["score"] for one in of_seed.values())
+                cost = sum(one["seconds"] for one in of_seed.values()) / run["seconds"]
+                cells += [f"{of_grid:.2f}", f"{kept['score'] / of_grid:.2f}", f"1/{cost:.0f}"]
+            table.add_row(name, str(seed), *cells)
     return table
 
 
@@ -134,12 +138,15 @@ def draw(runs: dict[int, dict[str, dict]], path: Path) -> None:
     """Score along the runs of the recipe with what is kept, and for each run of the grid what is kept against its best."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     for index, (seed, of_seed) in enumerate(runs.items()):
-        run, color = of_seed[json.dumps(PRESET)], COLORS[index % len(COLORS)]
+        run, color = of_seed[json.dumps(SINGLE["stronger"])], COLORS[index % len(COLORS)]
         epochs = [one["epoch"] for one in run["checkpoints"]]
         left.plot(epochs, [one["score"] for one in run["checkpoints"]], color=color, linewidth=1, alpha=0.8)
         left.plot(selected(run)["epoch"], selected(run)["score"], "o", color=color, label=f"world {seed}")
     left.set(
-        xlabel="epochs", ylabel="score by the retained model", title="The recipe's run, and what is kept", ylim=(0, 1)
+        xlabel="epochs",
+        ylabel="score by the retained model",
+        title="Stronger runs, and what is kept of them",
+        ylim=(0, 1),
     )
     left.legend(ncols=2, fontsize=8, loc="lower right")
     everything = [run for of_seed in runs.values() for run in of_seed.values()]
@@ -181,7 +188,7 @@ def main() -> None:
     for seed, folder in folders.items():
         train_models(folder, seed, console)
         save_world(generate_world(seed, num_holdout=NUM_HOLDOUT), folder / "holdout")
-    work = [(seed, one) for seed in options.seeds for one in (GRID if seed in options.grid_seeds else [PRESET])]
+    work = [(seed, one) for seed in options.seeds for one in (GRID if seed in options.grid_seeds else SINGLE.values())]
     runs: dict[int, dict[str, dict]] = {seed: {} for seed in options.seeds}
     for seed, one in tqdm(work, desc="Runs"):
         slug = "-".join(f"{value:g}" for value in one.values())
