@@ -259,9 +259,9 @@ def cell_of(runs: list[dict], path: tuple[str, ...]) -> str:
     if path == ("seconds",):
         return f"{np.mean(values):.0f}"
     if len(values) > 1:
-        return f"{np.mean(values):.2f}±{stats.t.ppf(0.975, len(values) - 1) * stats.sem(values):.2f}"
+        return f"{np.mean(values):z.2f}±{stats.t.ppf(0.975, len(values) - 1) * stats.sem(values):.2f}"
     interval = runs[0]["intervals"].get(path[1]) if path[0] == "summary" else None
-    return f"{values[0]:.2f}" + (f"±{(interval['high'] - interval['low']) / 2:.2f}" if interval else "")
+    return f"{values[0]:z.2f}" + (f"±{(interval['high'] - interval['low']) / 2:.2f}" if interval else "")
 
 
 def table_of(runs: dict[str, list[dict]], columns: dict[str, tuple[str, ...]], title: str) -> tuple[Table, str]:

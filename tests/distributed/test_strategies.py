@@ -48,12 +48,17 @@ RUNS |= {
     "evaluated": ("NPO", EVALUATION),
     "evaluated-lora-kl": ("NPO", EVALUATION | LORA | KL),
     "cached": ("NPO", {"cache_ref_hidden_states": True} | KL),
+    "sharp": (  # in one step a batch of 8 pairs and one of 3
+        "NPO",
+        {"forget_sharpness": 0.3, "gradient_accumulation_steps": 2, "forget_config": "eleven"} | KL | RESIDENT,
+    ),
     "checkpoints": ("NPO", CHECKPOINTS | KL | RESIDENT),
     "resumed": ("NPO", CHECKPOINTS | KL | RESIDENT),
     "checkpoints-lora": ("NPO", CHECKPOINTS | LORA),
     "resumed-lora": ("NPO", CHECKPOINTS | LORA),
 }
 ORDINARY = ["full-resident-kl", "checkpoints-lora", "resumed-lora"]
+WHOLE_ONLY = ["cached", "sharp"]  # refused where the model is sharded
 LOADS_ADAPTERS = Version(accelerate.__version__) >= Version("1.15.0")
 NEEDS_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="needs deepspeed, which is not installed")
 
@@ -147,7 +152,7 @@ def base_model_of(folder: Path) -> str | None:
 def test_two_processes_do_what_one_does(strategy, names, command, whole, tmp_path):
     """`train_distributed.py` asserts that weights, gradients or optimizer really are in parts."""
     names = [name for name in names if LOADS_ADAPTERS or (strategy, name) != ("fsdp2", "resumed-lora")]
-    names = [name for name in names if strategy == "ddp" or name != "cached"]  # refused where the model is sharded
+    names = [name for name in names if strategy == "ddp" or name not in WHOLE_ONLY]
     commands = []
     for name in names:
         method, options = options_of(name, tmp_path)
@@ -170,6 +175,17 @@ def test_an_adapter_that_fsdp_would_not_load_is_refused(command, tmp_path):
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     script = Path(__file__).with_name("train_distributed.py")
     with pytest.raises(AssertionError, match="does not load adapters from FSDP checkpoints"):
+        launch("fsdp2", script, tmp_path / "commands.json", on_accelerator=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE_ONLY)
+def test_what_needs_whole_weights_is_refused_where_they_are_sharded(name, command, tmp_path):
+    method, options = options_of(name, tmp_path)
+    flags = flags_of(tmp_path / name, **command, **options | {"per_device_train_batch_size": 4})
+    (tmp_path / "commands.json").write_text(json.dumps([[f"trl_unlearn.scripts.{method.lower()}", *flags]]))
+    script = Path(__file__).with_name("train_distributed.py")
+    with pytest.raises(AssertionError, match="is not supported with FSDP and DeepSpeed"):
         launch("fsdp2", script, tmp_path / "commands.json", on_accelerator=True)
 
 

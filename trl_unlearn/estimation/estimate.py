@@ -245,7 +245,7 @@ def _assumptions(
         lines.append("The optimizer's states are paged: in memory shared with the host, and not counted.")
     if model_args.load_in_4bit or model_args.load_in_8bit:
         lines.append("Quantized weights: bitsandbytes' formats; the time is that of weights that are not.")
-    for name in ("activation_offloading", "use_liger_kernel", "torch_compile"):
+    for name in ("activation_offloading", "use_liger_kernel", "torch_compile", "forget_sharpness"):
         if getattr(args, name, False):
             lines.append(f"`{name}` is not taken into account.")
     lines.append("Not counted: evaluation during training, saving, and the loading of the weights.")

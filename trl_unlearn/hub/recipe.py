@@ -28,8 +28,8 @@ _SECTIONS = {
         "chat_template_path", "eos_token", "pad_token",
     ),
     "Method": (
-        "forget_loss_type", "beta", "gamma", "forget_weight", "forget_floor", "retain_weight", "retain_loss_type", "retain_normalization",
-        "disable_dropout", "precompute_ref_log_probs", "precompute_ref_batch_size", "cache_ref_hidden_states",
+        "forget_loss_type", "beta", "gamma", "forget_weight", "forget_floor", "forget_sharpness", "retain_weight", "retain_loss_type",
+        "retain_normalization", "disable_dropout", "precompute_ref_log_probs", "precompute_ref_batch_size", "cache_ref_hidden_states",
     ),
     "Training": (
         "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_epochs", "warmup_steps", "warmup_ratio",

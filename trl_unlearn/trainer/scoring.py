@@ -45,6 +45,13 @@ def take_positions(hidden_states: torch.Tensor, positions: torch.Tensor) -> torc
     return hidden_states[:, : positions.size(1)][positions.to(hidden_states.device)]
 
 
+def take_rows(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The rows `start` to `stop` of a padded batch."""
+    taken = {key: value[start:stop] for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    taken["num_rows"] = (stop - start,)
+    return taken
+
+
 def score_rows(
     model: nn.Module,
     causal_lm: PreTrainedModel,

@@ -72,6 +72,12 @@ class UnlearningConfig(SFTConfig):
             not pushed any further while it stays there. Sensible is what a model gives to an answer that it has never
             seen, such as that of a holdout set: less is over-forgetting, which costs utility and can itself be seen.
             If `None`, every row is pushed to the end.
+        forget_sharpness (`float`, *optional*, defaults to `0.0`):
+            Radius ρ of sharpness-aware forgetting ([Fan et al., 2025](https://huggingface.co/papers/2502.05374)). If positive,
+            the forget gradient is taken where the trained weights (of an adapter, its own) are moved by ρ, in the L2 norm over
+            all of them, along the normalised forget gradient, so that the forget loss is low around the weights, too. All else,
+            and what is logged, is from where the weights are; `forget_floor` judges a row where its gradient is taken. A step
+            has two more passes over its forget rows, and keeps the trained weights twice. Not for models that are sharded.
         retain_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the retain loss. `grad_diff_coeff` or `KL_coeff` in the NPO and SimNPO repositories, `alpha` in
             open-unlearning, λ in the SimNPO paper. With `0.0` no retain set is needed, and none is read.
@@ -204,6 +210,13 @@ class UnlearningConfig(SFTConfig):
         default=None,
         metadata={"help": "Probability per token at or below which a forget row is not pushed any further."},
     )
+    forget_sharpness: float = field(
+        default=0.0,
+        metadata={
+            "help": "Distance that the weights are moved along the normalised forget gradient to take the forget gradient there. "
+            "With 0, it is taken where they are."
+        },
+    )
     retain_weight: float = field(
         default=1.0, metadata={"help": "Weight of the retain loss. With 0, no retain set is needed."}
     )
@@ -257,7 +270,7 @@ class UnlearningConfig(SFTConfig):
 
         if not self.beta > 0:
             raise ValueError(f"`beta` must be positive, got {self.beta}. The papers use 0.05 to 5.5.")
-        for name in ("forget_weight", "retain_weight"):
+        for name in ("forget_weight", "forget_sharpness", "retain_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.forget_floor is not None and not 0 < self.forget_floor < 1:

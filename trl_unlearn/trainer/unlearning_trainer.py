@@ -49,7 +49,17 @@ from ..hub.recipe import RECIPE_FILE
 from ..hub.results import hub_id, save_results
 from .publication import base_of, collect, commit_of_model, default_repo_name, recipe_of, source_of
 from .reference import ReferenceMixin
-from .scoring import label_positions, lm_head, row_of_positions, score_rows, scores_in_chunks, take_positions, token_kl
+from .scoring import (
+    label_positions,
+    lm_head,
+    row_of_positions,
+    score_rows,
+    scores_in_chunks,
+    take_positions,
+    take_rows,
+    token_kl,
+)
+from .sharpness import SharpnessMixin
 from .unlearning_config import UnlearningConfig
 
 
@@ -74,7 +84,7 @@ class RowScores(NamedTuple):
     ref_logps: torch.Tensor | None
 
 
-class UnlearningTrainer(ReferenceMixin, SFTTrainer):
+class UnlearningTrainer(ReferenceMixin, SharpnessMixin, SFTTrainer):
     """
     Base of the unlearning trainers: everything but the forget loss.
 
@@ -249,6 +259,8 @@ class UnlearningTrainer(ReferenceMixin, SFTTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+        if args.forget_sharpness > 0:
+            self._check_sharpness()
         # The loss is not the model's own: neither its scaling nor a count of its labels is wanted.
         self.model_accepts_loss_kwargs = False
 
@@ -426,7 +438,7 @@ class UnlearningTrainer(ReferenceMixin, SFTTrainer):
             # Only the rows that need the reference go through it; rows without padding cannot be taken apart.
             start = 0 if scores_reference or "seq_idx" in inputs else first_retain
             stop = sum(inputs["num_rows"]) if runs_for_kl or "seq_idx" in inputs else first_retain
-            ref_inputs = _take_rows(inputs, start, stop) if stop - start < sum(inputs["num_rows"]) else inputs
+            ref_inputs = take_rows(inputs, start, stop) if stop - start < sum(inputs["num_rows"]) else inputs
             ref_hidden_states = []
             ref_model, context = self._reference()
             with context:
@@ -484,7 +496,10 @@ class UnlearningTrainer(ReferenceMixin, SFTTrainer):
                 is_forgotten = (forget.logps.detach() / forget.lengths).exp() <= self.args.forget_floor
                 forget_losses = forget_losses * ~is_forgotten
                 columns["forgotten"] = is_forgotten
-            loss = loss + share * self.args.forget_weight * forget_losses.mean()
+            forget_loss = forget_losses.mean()
+            if self.args.forget_sharpness > 0 and not self._is_in_forget_pass:
+                forget_loss = forget_loss.detach() + 0 * forget_loss  # its gradient is there already
+            loss = loss + share * self.args.forget_weight * forget_loss
         if num_retain > 0:
             sums, counts = retain_sums[0], retain_counts[0]
             retain_loss = share * sums.sum() / counts.sum()
@@ -497,6 +512,8 @@ class UnlearningTrainer(ReferenceMixin, SFTTrainer):
                 parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
                 retain_loss = (share > 0) * sums.sum() * parts / num_items_in_batch
             loss = loss + self.retain_weight * retain_loss
+        if self._is_in_forget_pass:
+            return loss
         if self.aux_loss_enabled:
             loss = loss + share * self.router_aux_loss_coef * outputs.aux_loss
             columns["aux_loss"] = outputs.aux_loss.detach().expand(num_pairs)
@@ -886,13 +903,6 @@ class UnlearningTrainer(ReferenceMixin, SFTTrainer):
             directory, push = self._pushes.pop(0)
             if push.exception() is not None:
                 logger.error(f"{directory} was not pushed. {push.exception()}")
-
-
-def _take_rows(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """The rows `start` to `stop` of a padded batch."""
-    taken = {key: value[start:stop] for key, value in inputs.items() if isinstance(value, torch.Tensor)}
-    taken["num_rows"] = (stop - start,)
-    return taken
 
 
 def _check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
