@@ -77,6 +77,7 @@ COLUMNS = {
     "Leaked →": ("summary", "leaked"),
     "Score ↑": ("score",),
     "CPU s": ("seconds",),
+    "Commit": ("commit",),
 }
 AT_RETENTION = {
     "α": ("at_retention", "alpha"),
@@ -253,6 +254,8 @@ def value_of(run: dict, path: tuple[str, ...]) -> float | None:
 
 def cell_of(runs: list[dict], path: tuple[str, ...]) -> str:
     """Mean over runs ± half its 95 % interval: by Student's t, or of a single run by bootstrap over rows."""
+    if path == ("commit",):
+        return ", ".join(sorted({run["commit"] for run in runs if "commit" in run})) or "–"
     values = [value_of(run, path) for run in runs]
     if None in values:
         return "–"
@@ -270,26 +273,59 @@ def table_of(runs: dict[str, list[dict]], columns: dict[str, tuple[str, ...]], t
     cells = {name: row for name, row in cells.items() if set(row) != {"–"}}
     shown = [index for index in range(len(columns)) if any(row[index] != "–" for row in cells.values())]
     headings = [list(columns)[index] for index in shown]
-    table = Table("", "n", title=title, box=None)
+    table = Table("", "n", title=title, box=None, padding=(0, 1, 0, 0))
     for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     lines = [f"| {title} | n | {' | '.join(headings)} |", f"|{'---|' * (len(headings) + 2)}"]
     for name, row in cells.items():
         row = [name, str(len(runs[name])), *(row[index] for index in shown)]
-        table.add_row(*row)
+        table.add_row(*(cell.replace("±", "\n±") for cell in row))
         lines.append(f"| {' | '.join(row)} |")
     return table, "\n".join(lines)
 
 
-def report(runs: dict[str, list[dict]], tables: dict[str, dict[str, tuple[str, ...]]], path: Path) -> None:
-    """Prints the tables, and writes them in Markdown."""
-    markdown = []
-    for title, columns in tables.items():
-        table, text = table_of(runs, columns, title)
+def check_page(parser: ArgumentParser, page: Path | None, *titles: str) -> None:
+    """Ends the program if a page lacks the marks of a title."""
+    text = page.read_text(encoding="utf-8") if page is not None else ""
+    for mark in (mark for title in titles for mark in (f"<!-- {title} -->\n", f"<!-- end of {title} -->")):
+        if page is not None and mark not in text:
+            parser.error(f"--page {page} has no line {mark.strip()}")
+
+
+def command_of(name: str, method: Method) -> str:
+    """The training command of a method, without model, data and output."""
+    trainer, recipe, options = method
+    options = {**(LORA if name.endswith("LoRA") and "lora" not in recipe else {}), **options}
+    if name.startswith("IdkPO"):
+        options |= {"alternates_dataset_name": "idk.jsonl", "alternates_column": "alternates"}
+    flags = "".join(f" --{option} {value}" for option, value in options.items())
+    return f"trl-unlearn {trainer.lower()} --config recipes/{recipe}{flags}"
+
+
+def report(
+    runs: dict[str, list[dict]],
+    tables: dict[str, dict[str, tuple[str, ...]]],
+    methods: dict[str, Method],
+    directory: Path,
+    page: Path | None,
+    title: str,
+) -> None:
+    """Prints the tables, writes them in Markdown, and if there is a page, between the marks that it has for this title."""
+    parts = []
+    for heading, columns in tables.items():
+        table, text = table_of(runs, columns, heading)
         console.print(table)
-        markdown.append(text)
+        parts.append(text)
     console.print("Means ± the 95 % interval of the mean. →: the nearer to the retained model the better.")
-    write_text("\n\n".join(markdown) + "\n", path)
+    commands = "\n".join(f"{name + ':':<17}{command_of(name, methods[name])}" for name in methods if name in runs)
+    parts.append(f"```text\n{commands}\n```")
+    text = "\n\n".join(parts) + "\n"
+    write_text(text, directory / "runs.md")
+    if page is not None:
+        start, end = f"<!-- {title} -->\n", f"<!-- end of {title} -->"
+        before, _, rest = page.read_text(encoding="utf-8").partition(start)
+        _, _, after = rest.partition(end)
+        write_text(f"{before}{start}\n{text}\n{end}{after}", page)
 
 
 def draw(runs: dict[str, list[dict]], path: Path) -> None:
@@ -332,7 +368,9 @@ def main() -> None:
     parser.add_argument(
         "--search", action="store_true", help=f"Search learning rates on worlds {SEARCH_SEEDS} instead."
     )
+    parser.add_argument("--page", type=Path, help="Markdown file with marks, between which the tables are written.")
     options = parser.parse_args()
+    check_page(parser, options.page, "search" if options.search else "comparison")
     be_quiet()
     kind = "search" if options.search else "runs"
     seeds = SEARCH_SEEDS if options.search else options.seeds
@@ -352,9 +390,10 @@ def main() -> None:
         run(settings[seed], name, METHODS[name], changes, output_dir, options.search)
 
     runs = read_runs(path.parent for path in options.output_dir.glob(f"world-*/{kind}/*/run.json"))
-    tables = {"As unlearned": COLUMNS} if options.search else TABLES
-    report(runs, tables, options.output_dir / f"{kind}.md")
-    if not options.search:
+    if options.search:
+        report(runs, {"As unlearned": COLUMNS}, {}, options.output_dir / "search", options.page, "search")
+    else:
+        report(runs, TABLES, METHODS, options.output_dir, options.page, "comparison")
         draw(runs, options.output_dir / "comparison.png")
 
 

@@ -18,6 +18,7 @@ from comparison import (
     TABLES,
     Method,
     Setting,
+    check_page,
     console,
     draw,
     read_runs,
@@ -104,7 +105,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--authors", type=int, nargs="+", choices=SPLITS, default=list(SPLITS), help="to be forgotten")
     parser.add_argument("--training_epochs", type=int, default=30, help="of the target and the retained models")
+    parser.add_argument("--page", type=Path, help="Markdown file with marks, between which the tables are written")
     options = parser.parse_args()
+    check_page(parser, options.page, *(f"comparison on TOFU, {title}" for title in SPLITS.values()))
     be_quiet()
     settings = make_settings(options.output_dir, options.dataset, options.training_epochs)
     for number in options.authors:
@@ -116,7 +119,9 @@ def main() -> None:
         folder = options.output_dir / f"forget-{number}"
         runs = read_runs(path.parent for path in folder.glob("runs/*/run.json"))
         if runs:
-            report(runs, {f"{title}: {name}": columns for name, columns in TABLES.items()}, folder / "runs.md")
+            tables = {f"{title}: {name}": columns for name, columns in TABLES.items()}
+            methods = {name: method_on_tofu(name) for name in METHODS}
+            report(runs, tables, methods, folder, options.page, f"comparison on TOFU, {title}")
             draw(runs, folder / "comparison.png")
 
 
