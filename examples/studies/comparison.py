@@ -50,12 +50,12 @@ METHODS = {
     "SimNPO": ("SimNPO", "world/llama-0.5m/simnpo.yaml", {}),
     "AltPO": ("AltPO", "world/llama-0.5m/altpo.yaml", {}),
     "IdkPO": ("AltPO", "world/llama-0.5m/altpo.yaml", {"beta": 0.02, "forget_weight": 1.0}),
-    "GA, LoRA": ("NPO", "world/llama-0.5m/grad_ascent.yaml", {"learning_rate": 1e-4}),
+    "GA, LoRA": ("NPO", "world/llama-0.5m/grad_ascent.yaml", {"learning_rate": 3e-4}),
     "GradDiff, LoRA": ("NPO", "world/llama-0.5m/grad_diff.yaml", {"learning_rate": 3e-4}),
     "NPO, LoRA": ("NPO", "world/llama-0.5m/npo_lora.yaml", {}),
     "SimNPO, LoRA": ("SimNPO", "world/llama-0.5m/simnpo_lora.yaml", {}),
     "AltPO, LoRA": ("AltPO", "world/llama-0.5m/altpo_lora.yaml", {}),
-    "IdkPO, LoRA": ("AltPO", "world/llama-0.5m/altpo_lora.yaml", {"beta": 0.02, "forget_weight": 1.0}),
+    "IdkPO, LoRA": ("AltPO", "world/llama-0.5m/altpo_lora.yaml", {"beta": 0.02, "forget_weight": 0.1}),
 }
 LORA = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"}
 # What is searched for methods without a preset of their own, on worlds that no result is from
