@@ -1,6 +1,7 @@
 """What a ledger loads and merges: the base and the changes of the adapters in use, no more and no less."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from trl_unlearn import load_ledger, load_unlearned
+from trl_unlearn import cli, load_ledger, load_unlearned
 from trl_unlearn.hub.results import load_results
 
 
@@ -158,6 +159,18 @@ def test_names_are_published_if_asked_for(own_ledger, copy_of, ledger_command, t
     assert all(f"customer {number}" in text for number in (1, 2, 3))
     assert text.count("| applied |") == 2 and text.count("| undone |") == 1
     assert "private set of 12 rows" in text and "What is undone is not part of this model" in text
+
+
+@pytest.mark.parametrize("folder", ["request-001", "request-003/checkpoint-9"])
+def test_single_requests_are_not_pushed(folder, own_ledger, copy_of, monkeypatch, tmp_path):
+    ledger = copy_of(own_ledger)
+    if not (ledger / folder).exists():
+        shutil.copytree((ledger / folder).parent, ledger / folder)
+    monkeypatch.setattr("sys.argv", ["trl-unlearn", "push", str(ledger / folder), "me/forgets"])
+    with pytest.raises(SystemExit, match="belongs to one request of a ledger") as error:
+        cli.main()
+    command = f"trl-unlearn ledger merge merged --ledger {ledger}"
+    assert command in str(error.value) and "To push it again" not in str(error.value)
 
 
 def test_base_that_has_changed_is_not_loaded(own_ledger, ledger_command, other_model_dir, tmp_path):

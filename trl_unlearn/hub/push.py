@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..evaluation.results import EVALUATION_DIR
 from ..files import write_text
+from ..ledger.ledger import LEDGER_FILE
 from .card import BEGIN, END, build_card, eval_results_yaml, hand_written, save_card
 from .markdown import fence
 from .repository import is_hub_id
@@ -198,6 +199,7 @@ def push_folder(
     ```
     """
     directory = Path(directory)
+    _check_no_request(directory.resolve())
     token = token or get_token()
     try:
         if include_forget_examples:
@@ -294,6 +296,16 @@ def check_folder(directory: Path, include_forget_examples: bool = False, token: 
         if not file.endswith(_BINARY):
             _check_text(directory, file, token)
     return files
+
+
+def _check_no_request(directory: Path) -> None:
+    for folder in (directory, *directory.parents):
+        if folder.name.startswith("request-") and (folder.parent / LEDGER_FILE).is_file():
+            raise PushError(
+                f"{directory} belongs to one request of a ledger, and what its card says is true only together with all "
+                "earlier ones. Push what merges them:\n"
+                f"    {shlex.join(['trl-unlearn', 'ledger', 'merge', 'merged', '--ledger', str(folder.parent), '--adapter'])}"
+            )
 
 
 def _check_weights(directory: Path, files: list[str]) -> None:
