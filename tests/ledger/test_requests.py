@@ -66,6 +66,37 @@ def test_what_a_ledger_refuses(options, message, train_request, tmp_path):
     assert not (tmp_path / "ledger" / "unlearn_ledger.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_r": 8}, r"`lora_r` is 8, but .* the adapter of request 2 \('customer 2'\) on, with which it is 4"),
+        ({"lora_alpha": 12}, "`lora_alpha` is 12, .* with which it is 8"),
+        ({"lora_target_modules": ["q_proj"]}, r"`lora_target_modules` is 'q_proj', .* it is {.*'down_proj'"),
+        ({"lora_target_modules": ["all-linear"]}, "`lora_target_modules` is 'all-linear', .* it is {.*'down_proj'"),
+        ({"use_rslora": True}, "`use_rslora` is True, .* Leave it out, or .* `--ledger_mode own`"),
+    ],
+)
+def test_other_adapter_than_the_one_that_is_trained_on(
+    options, message, train_request, continued_ledger, copy_of, ledger_command
+):
+    ledger = copy_of(continued_ledger)
+    ledger_command("undo", "3", "--ledger", ledger)
+    with pytest.raises(SystemExit, match=message):
+        train_request(ledger, 4, ledger_mode="continued", **options)
+    assert not (ledger / "request-004").exists()
+    train_request(ledger, 4, dry_run=True, **options)
+
+
+def test_same_adapter_or_none_is_trained_on(train_request, tmp_path):
+    """What is left out is at its default, whatever the adapter has."""
+    all_linear = {"ledger_mode": "continued", "lora_target_modules": ["all-linear"], "max_steps": 1}
+    train_request(tmp_path, 1, **all_linear)
+    train_request(tmp_path, 2, **all_linear)
+    defaults = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+    train_request(tmp_path, 3, dry_run=True, **all_linear, **defaults)
+    assert [request["continues"] for request in read(tmp_path)["requests"]] == [None, 1]
+
+
 def test_other_base_is_refused(train_request, own_ledger, copy_of, other_model_dir):
     ledger = copy_of(own_ledger)
     before = read(ledger)

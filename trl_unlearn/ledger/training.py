@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
@@ -45,6 +46,17 @@ if TYPE_CHECKING:
 PENDING_FILE = "unlearn_request.json"
 # Benchmarks whose forget set can be asked for again, row by row
 _MEASURABLE = ("tofu", "world", "custom")
+# Options of an adapter, and what PEFT calls them
+_ADAPTER_OPTIONS = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters",
+    "lora_modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
 
 
 def train_request(
@@ -141,6 +153,32 @@ class RequestTraining:
         self.repository = find_base(name, model_args.model_revision)
         self.base = identify(self.repository)
         check_base(self.ledger, self.base)
+        if self.continued is not None:
+            self._check_adapter_options(model_args)
+
+    def _check_adapter_options(self, model_args: "ModelConfig") -> None:
+        """Refuses options for a new adapter where one is trained on that has others."""
+        from peft import PeftConfig, get_peft_model
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from ..scripts.unlearn import adapter_of
+
+        asked = adapter_of(model_args)
+        if asked.target_modules == "all-linear":  # an adapter is saved with their names
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**self.repository.source))
+                asked = get_peft_model(model, asked).active_peft_config
+        there = PeftConfig.from_pretrained(str(self.ledger.folder(self.continued.number)))
+        for option in fields(model_args):
+            name = _ADAPTER_OPTIONS.get(option.name)
+            if name is None or getattr(model_args, option.name) == option.default:
+                continue
+            if getattr(asked, name) != getattr(there, name):
+                raise ValueError(
+                    f"`{option.name}` is {getattr(model_args, option.name)!r}, but `--ledger_mode continued` trains the "
+                    f"adapter of {self.continued} on, with which it is {getattr(there, name)!r}. Leave it out, or give "
+                    "this request an adapter of its own with `--ledger_mode own`."
+                )
 
     def take_rows(self, forget: Dataset, retain: Dataset | None) -> Dataset | None:
         """
