@@ -1,5 +1,6 @@
 """
-Ten deletion requests, one after another: an adapter for each, against one that is trained on.
+Ten deletion requests, one after another: an adapter for each, against one that is trained on; with and without
+rows of earlier requests among those of a later one.
 
     OMP_NUM_THREADS=1 python examples/studies/deletion_requests.py
 
@@ -39,7 +40,12 @@ from trl_unlearn.scripts.unlearn import UnlearningScriptArguments
 from trl_unlearn.world import generate_world, save_world
 
 
-MODES = {"own": "Own adapters", "continued": "One adapter, continued"}
+MODES = {
+    "own": "Own adapters",
+    "own-rehearsed": "Own adapters, with rehearsal",
+    "continued": "One adapter, continued",
+    "continued-rehearsed": "One adapter, continued, with rehearsal",
+}
 SIZES = (1, 2, 1, 3, 1, 2, 1, 1, 2, 1)  # people a request
 NUM_KEPT = 96  # facts of people who never ask, which utility is measured on
 UNDONE = 3
@@ -96,8 +102,10 @@ def request(directory: Path, mode: str, number: int, options: Namespace) -> None
         "disable_tqdm": "true",
         "ledger": directory / mode,
         "request": f"request {number}",
-        "ledger_mode": mode,
+        "ledger_mode": mode.removesuffix("-rehearsed"),
     }
+    if mode.endswith("-rehearsed"):
+        flags |= {"ledger_rehearsal": options.ledger_rehearsal, "forget_floor": options.forget_floor}
     parser = RecipeParser((UnlearningScriptArguments, SimNPOConfig, ModelConfig))
     parsed = parser.parse([part for name, value in flags.items() for part in (f"--{name}", str(value))])
     train_request(SimNPOTrainer, *parsed)
@@ -192,10 +200,19 @@ def shown(value: float | None) -> str:
 
 def draw(results: dict[str, Any], modes: list[str], path: Path) -> None:
     """The course of every request, and of utility, for each mode."""
+    num_columns = min(2, len(modes))
+    num_rows = -(-len(modes) // num_columns)
     figure, axes = plt.subplots(
-        1, len(modes), figsize=(6 * len(modes), 4.8), sharey=True, squeeze=False, layout="constrained"
+        num_rows,
+        num_columns,
+        figsize=(6 * num_columns, 4.8 * num_rows),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for axis, mode in zip(axes[0], modes, strict=True):
+    for axis in axes.flat[len(modes) :]:
+        axis.remove()
+    for axis, mode in zip(axes.flat, modes, strict=False):
         result = results[mode]
         num_requests = len(result["probabilities"])
         colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, num_requests))
@@ -225,7 +242,7 @@ def draw(results: dict[str, Any], modes: list[str], path: Path) -> None:
         )
         axis.set_title(MODES[mode])
         axis.set_xlabel("requests applied")
-    axes[0, 0].set_ylabel("forget probability (each request), utility")
+    figure.supylabel("forget probability (each request), utility")
     axes[0, 0].set_ylim(0, 1.06)
     axes[0, 0].legend(loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,6 +261,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--num_train_epochs", type=float, default=10)
+    parser.add_argument("--ledger_rehearsal", type=float, default=1.0, help="Of the modes with rehearsal.")
+    parser.add_argument("--forget_floor", type=float, default=0.3, help="Of the modes with rehearsal.")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -38,7 +38,7 @@ unlearn.main("SimNPO")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes(strategy, train_request, own_ledger, copy_of, requests_dir, model_dir, tmp_path):
     alone, together = copy_of(own_ledger, "alone"), copy_of(own_ledger, "together")
-    train_request(alone, 4, per_device_train_batch_size=6)
+    train_request(alone, 4, per_device_train_batch_size=6, ledger_rehearsal=0.5)
     options = {
         "model_name_or_path": model_dir,
         "dataset_name": requests_dir / "forget-4.jsonl",
@@ -52,6 +52,7 @@ def test_two_processes(strategy, train_request, own_ledger, copy_of, requests_di
         "per_device_train_batch_size": 3,
         "ledger": together,
         "request": "customer 4",
+        "ledger_rehearsal": 0.5,
         **LORA,
     }
     (tmp_path / "train.py").write_text(TRAIN)

@@ -57,6 +57,7 @@ def test_what_a_request_leaves(own_ledger, ledger_command, capsys):
         ({"push_to_hub": True}, "push what `trl-unlearn ledger merge` writes"),
         ({"use_dora": True}, "`use_dora` changes the norm of the weights"),
         ({"lora_target_modules": ["embed_tokens"]}, "it changes embeddings"),
+        ({"ledger_rehearsal": -0.5}, "0 or more, got -0.5"),
         ({"resume_from_checkpoint": True}, "has no interrupted training of this very request"),
     ],
 )

@@ -25,6 +25,8 @@ def test_study(model_dir, tmp_path):
         "3",
         "--num_train_epochs",
         "1",
+        "--forget_floor",
+        "1e-9",
         "--output_dir",
         str(tmp_path),
     ]
@@ -38,6 +40,12 @@ def test_study(model_dir, tmp_path):
         assert path[:row] == [None] * row
         assert path[row + 1] == request["results"]["after"]["forget_probability"]
         assert path[-1] == (request["results"]["later"].get("3") or request["results"]["after"])["forget_probability"]
+    # the first request has none before it, and nothing is below the floor
+    assert results["own-rehearsed"]["probabilities"][0][1] == results["own"]["probabilities"][0][1]
+    assert results["own-rehearsed"]["probabilities"][0][3] != results["own"]["probabilities"][0][3]
+    log = (tmp_path / "seed-0-3" / "training.log").read_text()
+    for drawn in ("24 of 24", "24 of 72"):
+        assert log.count(f"Trained again with this request: {drawn} rows") == 2
     # without the last request, what there was before it
     before = [row[2] for row in results["own"]["probabilities"][:2]]
     assert results["own"]["undone"]["probabilities"][:2] == pytest.approx(before, rel=1e-4)

@@ -78,12 +78,18 @@ def load_mixture(first: tuple[str, str | None, str], others: list[str], name: st
         ValueError: If their columns are of different kinds.
     """
     parts = [load_rows(*first), *(load_rows(*parse_source(source)) for source in others)]
+    return join_parts(parts, [first[0], *others], name)
+
+
+def join_parts(parts: list[datasets.Dataset], sources: list[str], name: str) -> datasets.Dataset:
+    """As [`load_mixture`], of sets that are loaded already; `sources` says in messages where each comes from."""
     if len(parts) == 1:
         return parts[0]
     kinds = [infer_format(part, name) for part in parts]
     if len(set(kinds)) > 1:
-        sources = zip([first[0], *others], kinds, strict=True)
-        listed = "; ".join(f"{source}: {', '.join(FORMATS[kind])}" for source, kind in sources)
+        listed = "; ".join(
+            f"{source}: {', '.join(FORMATS[kind])}" for source, kind in zip(sources, kinds, strict=True)
+        )
         raise ValueError(
             f"The parts of the {name} set have columns of different kinds ({listed}). Rename or rewrite them."
         )

@@ -41,6 +41,9 @@ class Request:
             What the digest is made with, so that the rows cannot be guessed from it.
         sha256 (`str`):
             Digest of the set.
+        data (`dict`):
+            Where the forget set is: the options of the training command that say it and differ from the defaults, with
+            absolute paths.
         state (`str`):
             `"applied"` or `"undone"`.
         evaluation (`dict` or `None`):
@@ -61,6 +64,7 @@ class Request:
     rows: list[str]
     salt: str
     sha256: str
+    data: dict[str, Any]
     state: Literal["applied", "undone"] = "applied"
     evaluation: dict[str, Any] | None = None
     results: dict[str, Any] = field(default_factory=lambda: {"before": None, "after": None, "later": {}})

@@ -4,11 +4,13 @@ done.
 """
 
 import json
+import random
 import secrets
 import shutil
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, Field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ..data.loading import join_parts
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.benchmarks import evaluate_sets, load_sets, splits_of
 from ..files import write_json
@@ -46,6 +49,12 @@ if TYPE_CHECKING:
 PENDING_FILE = "unlearn_request.json"
 # Benchmarks whose forget set can be asked for again, row by row
 _MEASURABLE = ("tofu", "world", "custom")
+# Options that say where a forget set is, and which of all options name places
+_FORGET_OPTIONS = (
+    "dataset_name", "forget_config", "forget_split", "forget_mixture", "alternates_dataset_name", "alternates_config",
+    "alternates_split", "alternates_column", "min_document_length",
+)  # fmt: skip
+_PLACES = ("dataset_name", "forget_mixture", "alternates_dataset_name", "eval_dataset", "eval_forget_data")
 # Options of an adapter, and what PEFT calls them
 _ADAPTER_OPTIONS = {
     "lora_r": "r",
@@ -72,7 +81,7 @@ def train_request(
         trainer_class (`type[UnlearningTrainer]`):
             Method.
         script_args ([`UnlearningScriptArguments`]):
-            Data and evaluation; `ledger`, `request` and `ledger_mode`.
+            Data and evaluation; `ledger`, `request`, `ledger_mode` and `ledger_rehearsal`.
         training_args ([`UnlearningConfig`]):
             Configuration of the trainer. The ledger decides on `output_dir`.
         model_args ([`~trl.ModelConfig`]):
@@ -135,13 +144,18 @@ class RequestTraining:
                 "The adapter of one request belongs to the model with all earlier ones. Leave out `push_to_hub`, and "
                 "push what `trl-unlearn ledger merge` writes."
             )
+        if not script_args.ledger_rehearsal >= 0:
+            raise ValueError(
+                "`ledger_rehearsal` is how many rows of earlier requests come with each of this one: 0 or more, got "
+                f"{script_args.ledger_rehearsal}."
+            )
         self.ledger = Ledger.read(script_args.ledger, new=True)
         self.number = self.ledger.next_number
         self.folder = self.ledger.folder(self.number)
         in_use = self.ledger.in_use
         self.continued = in_use[-1] if script_args.ledger_mode == "continued" and in_use else None
         self.folded = [request for request in in_use if request is not self.continued]
-        self.arguments, self.dry_run = script_args, script_args.dry_run
+        self.arguments, self.dry_run, self.seed = script_args, script_args.dry_run, training_args.seed
         self.resumes = bool(training_args.resume_from_checkpoint)
         training_args.output_dir = str(self.folder)
         if hasattr(training_args, "logging_dir"):  # which transformers 4 has made of the other one
@@ -180,9 +194,10 @@ class RequestTraining:
                     "this request an adapter of its own with `--ledger_mode own`."
                 )
 
-    def take_rows(self, forget: Dataset, retain: Dataset | None) -> Dataset | None:
+    def take_rows(self, forget: Dataset, retain: Dataset | None) -> tuple[Dataset, Dataset | None]:
         """
-        Takes the rows of this request and of earlier ones out of the retain set, and makes the folder ready.
+        Takes the rows of this request and of earlier ones out of the retain set, puts some of the earlier ones among the
+        forget rows if that is asked for, and makes the folder ready.
 
         Args:
             forget ([`~datasets.Dataset`]):
@@ -191,7 +206,10 @@ class RequestTraining:
                 Retain set.
 
         Returns:
-            [`~datasets.Dataset`] or `None`: The retain set without rows that are to stay forgotten.
+            `tuple`: The forget set with rows of earlier requests, and the retain set without rows that are to stay forgotten.
+
+        Raises:
+            ValueError: If no retain row is left, or rows of an earlier request are not where they were.
         """
         self.rows = row_hashes(forget, "forget")
         earlier = {digest for request in self.ledger.applied for digest in request.rows}
@@ -202,9 +220,27 @@ class RequestTraining:
                     f"Left out of the retain set, since they are to be forgotten: {len(left_out)} rows, "
                     f"{sum(digest in earlier for digest in left_out)} of them of earlier requests."
                 )
+        if self.arguments.ledger_rehearsal > 0:
+            forget = self._with_earlier_rows(forget)
         if not self.dry_run:
             self._make_folder()
-        return retain
+        return forget, retain
+
+    def _with_earlier_rows(self, forget: Dataset) -> Dataset:
+        """The forget set, and after it rows of earlier requests that are drawn from all of them."""
+        names, parts, taken = ["this request"], [forget], set(self.rows)
+        for request in self.ledger.applied:
+            parts.append(load_forget_rows(request, without=taken))
+            names.append(str(request))
+            taken.update(request.rows)
+        rows = join_parts(parts, names, "forget")
+        earlier = range(len(forget), len(rows))
+        drawn = random.Random(self.seed).sample(
+            earlier, min(round(self.arguments.ledger_rehearsal * len(forget)), len(earlier))
+        )
+        if PartialState().is_main_process and drawn:
+            _say(f"Trained again with this request: {len(drawn)} of {len(earlier)} rows of earlier requests.")
+        return rows.select([*range(len(forget)), *drawn])
 
     def _make_folder(self) -> None:
         pending = {
@@ -293,6 +329,9 @@ class RequestTraining:
             rows=self.rows,
             salt=salt,
             sha256=set_digest(self.rows, salt),
+            data=_differing(
+                self.arguments, (option for option in fields(self.arguments) if option.name in _FORGET_OPTIONS)
+            ),
         )
         if callback is not None:
             request.results |= {"before": callback.before["summary"], "after": callback.latest["summary"]}
@@ -306,6 +345,40 @@ class RequestTraining:
         self.ledger.requests.append(request)
         self.ledger.write()
         (self.folder / PENDING_FILE).unlink()
+
+
+def load_forget_rows(request: Request, without: Iterable[str] = ()) -> Dataset:
+    """
+    Loads the forget rows of a request from where they were when it was trained.
+
+    Args:
+        request ([`Request`]):
+            Request.
+        without (iterable of `str`, *optional*):
+            Hashes of rows that are not wanted.
+
+    Returns:
+        [`~datasets.Dataset`]: The others, each once.
+
+    Raises:
+        ValueError: If one of its rows is not there any more.
+    """
+    from ..scripts.unlearn import UnlearningScriptArguments, load_training_sets
+
+    try:
+        rows, _ = load_training_sets(UnlearningScriptArguments(**request.data), with_retain=False)
+        places = {digest: index for index, digest in enumerate(row_hashes(rows, "forget"))}
+        missing = set(request.rows) - places.keys()
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of its {len(request.rows)} rows are not in {request.data['dataset_name']} any more."
+            )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The rows of {request} cannot be trained again: {error} Put back what was there, or leave out "
+            "`ledger_rehearsal`."
+        ) from None
+    return rows.select([places[digest] for digest in dict.fromkeys(request.rows) if digest not in without])
 
 
 def measure_requests(
@@ -362,17 +435,26 @@ def _evaluation_of(arguments: EvaluationArguments) -> dict[str, Any]:
     """How to evaluate the forget set again, from whatever folder."""
     # What is compared with, and what is kept, does not say whether it is forgotten
     bare = replace(arguments, eval_retain_data=None, eval_holdout_data=None, retain_logs=None, retain_model=None)
+    return {
+        "arguments": _differing(bare, fields(EvaluationArguments)),
+        "dataset_name": _absolute(arguments.dataset_name),
+    }
+
+
+def _differing(arguments: EvaluationArguments, options: Iterable[Field]) -> dict[str, Any]:
+    """Those of some options that differ from the defaults, with absolute paths."""
     differing = {}
-    for option in fields(EvaluationArguments):
-        value = getattr(bare, option.name)
+    for option in options:
+        value = getattr(arguments, option.name)
         if value != (option.default if option.default_factory is MISSING else option.default_factory()):
-            is_source = option.name in ("eval_dataset", "eval_forget_data")
-            differing[option.name] = _absolute(value) if is_source else value
-    return {"arguments": differing, "dataset_name": _absolute(arguments.dataset_name)}
+            differing[option.name] = _absolute(value) if option.name in _PLACES else value
+    return differing
 
 
-def _absolute(source: str) -> str:
+def _absolute(source: str | list[str]) -> str | list[str]:
     """A file, a folder, or a folder with a configuration, from whatever folder; what is on the Hub stays as it is."""
+    if isinstance(source, list):
+        return [_absolute(part) for part in source]
     name, colon, rest = (source, "", "") if Path(source).exists() else source.partition(":")
     return f"{Path(name).resolve()}{colon}{rest}" if Path(name).exists() else source
 

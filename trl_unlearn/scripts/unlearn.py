@@ -77,6 +77,11 @@ class UnlearningScriptArguments(EvaluationArguments):
         ledger_mode (`str`, *optional*, defaults to `"own"`):
             `"own"`: a new adapter for the request, which can be undone. `"continued"`: the last request's adapter is trained
             on, with its rank and modules; only the last of such requests can be undone.
+        ledger_rehearsal (`float`, *optional*, defaults to `0.0`):
+            How many rows of earlier requests are trained again for each row of this one, drawn at random from all that are
+            applied, since they would otherwise partly come back. With `1.0`, training takes twice as many steps. Give a
+            `forget_floor` with it, so that what is still forgotten is not pushed further. Their sets must still be where
+            they were.
 
         > Parameters that control what is made of the evaluations during training
 
@@ -140,6 +145,9 @@ class UnlearningScriptArguments(EvaluationArguments):
     ledger_mode: Literal["own", "continued"] = field(
         default="own",
         metadata={"help": "A new adapter for the request, or the last request's, trained on."},
+    )
+    ledger_rehearsal: float = field(
+        default=0.0, metadata={"help": "Rows of earlier requests that are trained again for each row of this one."}
     )
     eval_select: Literal["retained", "unseen"] | None = field(
         default=None, metadata={"help": "Load the checkpoint at the end that is the best by this rule."}
@@ -251,7 +259,7 @@ def make_trainer(
     forget, retain = load_training_sets(script_args, with_retain=training_args.retain_weight > 0)
     model, peft_config = model_args.model_name_or_path, adapter_of(model_args)
     if request is not None:
-        retain = request.take_rows(forget, retain)
+        forget, retain = request.take_rows(forget, retain)
         model, peft_config = request.load_model(training_args, peft_config)
 
     if script_args.eval_select is not None and not script_args.eval_stop:
