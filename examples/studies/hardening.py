@@ -65,7 +65,7 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
             axis.axhline(value_of(of_world, RELEARNED[column]), color="gray", linewidth=0.8, linestyle=":")
         names = [name for method in HARDENED for name in (method, sharp(method))]
         axis.set_xticks(range(len(names)), names, rotation=15)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         axis.set_title(column.removesuffix(" →"))
     figure.suptitle("The facts that were not learnt again: a line for each world; dotted, its retained model")
     figure.savefig(path, dpi=110)
@@ -102,9 +102,13 @@ def main() -> None:
         rows |= {name: runs[name] for name in (method, sharp(method))}
         pairs = zip(runs[method], runs[sharp(method)], strict=True)
         rows[f"{method}, plain − sharp"] = [difference(*pair) for pair in pairs]
-    report(rows, TABLES, options.output_dir / "hardening.md")
+    methods = {}
+    for method in HARDENED:
+        trainer, recipe, of_method = METHODS[method]
+        methods |= {method: METHODS[method], sharp(method): (trainer, recipe, of_method | changes)}
+    report(rows, TABLES, methods, options.output_dir / "hardening", None, "hardening")
     console.print(f"Sharp: forget_sharpness {options.sharpness:g}. Differences are taken world by world.")
-    draw(runs, options.output_dir / "hardening.png")
+    draw(runs, options.output_dir / "hardening" / "pairs.png")
 
 
 if __name__ == "__main__":

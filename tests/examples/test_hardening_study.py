@@ -22,7 +22,7 @@ def test_plain_and_sharp_runs_are_compared_world_by_world(tmp_path):
     process = harden("--output_dir", tmp_path, "--seeds", 0)
     assert process.returncode == 0, process.stderr[-4000:]
     world = tmp_path / "world-0"
-    markdown = (tmp_path / "hardening.md").read_text(encoding="utf-8")
+    markdown = (tmp_path / "hardening" / "runs.md").read_text(encoding="utf-8")
     for name, slug in (("NPO", "npo"), ("SimNPO", "simnpo")):
         plain, sharp = (
             json.loads((world / folder / "run.json").read_text())
@@ -35,7 +35,7 @@ def test_plain_and_sharp_runs_are_compared_world_by_world(tmp_path):
         brought_back = [run["relearned"]["forget_probability"] for run in (plain, sharp)]
         (_, row) = (line for line in markdown.splitlines() if line.startswith(f"| {name}, plain − sharp | 1 |"))
         assert f"| 1 | {brought_back[0] - brought_back[1]:z.2f} |" in row
-    assert (tmp_path / "hardening.png").stat().st_size > 10_000
+    assert (tmp_path / "hardening" / "pairs.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("value", ["0", "-0.1", "nan"])
