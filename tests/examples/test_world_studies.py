@@ -1,6 +1,5 @@
 """The studies on trained models (examples/studies): what they compute, and the commands on tiny worlds with few steps."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -19,20 +18,6 @@ from trl_unlearn.world import generate_world
 
 STUDIES = Path(trl_unlearn.__file__).parents[1] / "examples" / "studies"
 TINY_WORLD = ("--num_people", 8, "--training_epochs", 6)
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Loads a study as it is when it is run: with the folder it stands in on the path."""
-    monkeypatch.syspath_prepend(STUDIES)
-
-    def load_study(name: str):
-        spec = importlib.util.spec_from_file_location(name, STUDIES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load_study
 
 
 def run(study, output_dir, *flags):

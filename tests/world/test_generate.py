@@ -234,3 +234,22 @@ def test_evaluation_rows_of_everyone(default_world):
         assert whole[config] == default_world[config]
     assert len(default_world["retain_perturbed"]) == 96
     assert [subject(row) for row in whole["retain_perturbed"]] == list(dict.fromkeys(map(subject, whole["retain"])))
+
+
+def test_holdout_people_are_like_those_to_be_forgotten_and_change_nothing(default_world):
+    world = generate_world(num_holdout=16)
+    holdout = world.pop("holdout")
+    assert digest(world) == DEFAULT_WORLD
+    people = {row["person"] for row in holdout}
+    assert len(people) == 16 and len(holdout) == 16 * len(PERSON_ATTRIBUTES)
+    known = {row["person"] for row in default_world["full"]}
+    assert not people & known
+    for place in (0, 1):  # no name is new to the models
+        assert {person.split()[place] for person in people} <= {
+            person.split()[place] for person in known if " " in person
+        }
+    assert {column for row in holdout for column in row} == set(default_world["forget_perturbed"][0])
+    for row in holdout:
+        assert not any(leaks(answer, row["value"]) for answer in row["perturbed_answer"])
+    with pytest.raises(ValueError, match="names for 0 to 192 more"):
+        generate_world(num_holdout=193)
