@@ -30,7 +30,8 @@ class EvaluationArguments:
         eval_retain_data (`str`, *optional*):
             The same for what is to be kept.
         eval_holdout_data (`str`, *optional*):
-            The same for rows like the forget set's that no model has seen, for membership inference.
+            The same for rows like the forget set's that no model has seen, for membership inference, and in training for
+            `eval_select unseen`. TOFU's and the world's are used if there is a configuration `holdout…` of the split.
         eval_extra_metrics (`list[str]`, *optional*):
             Metrics that cost more: `min_k_plus_plus`, `gradnorm`, `self_confidence`, `text_cleanness`.
 
