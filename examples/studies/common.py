@@ -1,12 +1,9 @@
 """What the studies of trained models share: models that are trained once, trainers from recipes, and their rows scored."""
 
-import hashlib
 import json
 import logging
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -23,10 +20,10 @@ from trl import ModelConfig
 import trl_unlearn
 from trl_unlearn import UnlearningTrainer
 from trl_unlearn.data.encoding import encode_dataset
-from trl_unlearn.files import write_json, write_text
+from trl_unlearn.files import write_json
 from trl_unlearn.recipes import recipe_path
+from trl_unlearn.scripts.jobs import Training, train_models
 from trl_unlearn.scripts.parsing import RecipeParser
-from trl_unlearn.scripts.quickstart import Job, run_jobs
 from trl_unlearn.scripts.unlearn import UnlearningScriptArguments, make_trainer
 from trl_unlearn.world import generate_world, save_world
 
@@ -37,49 +34,6 @@ def be_quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-
-@dataclass
-class Training:
-    """
-    A model that is trained from nothing.
-
-    Args:
-        data (`Path`):
-            Folder of a data set that `trl_unlearn.world.save_world` wrote.
-        config (`str`):
-            Configuration of it to train on.
-        directory (`Path`):
-            Folder of the model.
-        flags (`tuple[str, ...]`, *optional*):
-            Further options of `python -m trl_unlearn.world.train`.
-    """
-
-    data: Path
-    config: str
-    directory: Path
-    flags: tuple[str, ...] = ()
-
-
-def train_models(trainings: list[Training], console: Console) -> None:
-    """Trains models, as many at once as there are cores, but for those that are there from an earlier run."""
-    jobs, markers = [], {}
-    for training in trainings:
-        # The README holds the hashes of the rows
-        parts = [(training.data / "README.md").read_text(encoding="utf-8"), training.config, *training.flags]
-        made_from = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        marker = training.directory / "made_from.sha256"
-        if marker.exists() and marker.read_text() == made_from:
-            continue
-        markers[marker] = made_from
-        command = [sys.executable, "-m", "trl_unlearn.world.train"]
-        command += [f"--dataset_name={training.data}", f"--dataset_config={training.config}", *training.flags]
-        command += [f"--output_dir={training.directory}"]
-        title = "/".join(training.directory.parts[-2:])
-        jobs.append(Job(title, command, training.directory.with_name(f"{training.directory.name}.log")))
-    run_jobs(jobs, console)
-    for marker, made_from in markers.items():
-        write_text(made_from, marker)
 
 
 def make_worlds(worlds_dir: str, seeds: list[int], num_people: int, training_epochs: int, console: Console) -> None:

@@ -39,7 +39,7 @@ from trl_unlearn.evaluation.prompting import Prompting
 from trl_unlearn.evaluation.retention import evaluate_at_retention
 from trl_unlearn.files import write_json, write_text
 from trl_unlearn.hub.load import fold_in
-from trl_unlearn.scripts.quickstart import EVALUATION, train_models
+from trl_unlearn.scripts.quickstart import EVALUATION, make_models
 
 
 # Script and recipe of each method, and what differs from the recipe. IdkPO is AltPO with answers that say "I do not know".
@@ -136,7 +136,7 @@ class Setting:
 def make_world(directory: Path, seed: int) -> Setting:
     """A world with its two models."""
     folder = directory / f"world-{seed}"
-    train_models(folder, seed, console)
+    make_models(folder, seed, console)
     retained = folder / "retained"
     evaluation = EvaluationArguments(eval_benchmark="world", retain_logs=str(retained / EVALUATION))
     return Setting(folder / "data", folder / "target", retained, evaluation, {"eval_strategy": "epoch"})

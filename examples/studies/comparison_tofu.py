@@ -11,7 +11,7 @@ found on the embedded worlds, as these recipes do. Nothing is searched on TOFU.
 from argparse import ArgumentParser
 from pathlib import Path
 
-from common import Training, be_quiet, train_models
+from common import be_quiet
 from comparison import (
     EVALUATION,
     METHODS,
@@ -31,6 +31,7 @@ from datasets import load_dataset
 from tqdm import tqdm
 
 from trl_unlearn.evaluation.arguments import EvaluationArguments
+from trl_unlearn.scripts.jobs import Training, train_models
 from trl_unlearn.world import save_world
 
 

@@ -11,8 +11,6 @@ people who never ask. At the end request 3 is undone. A command that was stopped
 
 import random
 import shutil
-import subprocess
-import sys
 import time
 from argparse import ArgumentParser, Namespace
 from contextlib import redirect_stderr, redirect_stdout
@@ -35,6 +33,7 @@ from trl_unlearn.files import write_json
 from trl_unlearn.ledger.ledger import Ledger
 from trl_unlearn.ledger.training import measure_requests, train_request
 from trl_unlearn.recipes import recipe_path
+from trl_unlearn.scripts.jobs import Training, train_models
 from trl_unlearn.scripts.parsing import RecipeParser
 from trl_unlearn.scripts.unlearn import UnlearningScriptArguments
 from trl_unlearn.world import generate_world, save_world
@@ -71,12 +70,9 @@ def make_world(directory: Path, seed: int, num_requests: int) -> None:
         data[f"forget_{number}"] = [row for row in world["full"] if row["person"] in asking]
         data[f"perturbed_{number}"] = [row for row in world["retain_perturbed"] if row["person"] in asking]
     save_world(data, directory / "data")
-    for name, config in (("target", "full"), ("retained", "retained_model")):
-        if not (directory / name).exists():
-            console.print(f"Training the {name} model.")
-            command = [sys.executable, "-m", "trl_unlearn.world.train", f"--dataset_name={directory / 'data'}"]
-            command += [f"--dataset_config={config}", f"--output_dir={directory / name}", "--seed", str(seed)]
-            subprocess.run(command, check=True, capture_output=True)
+    models = (("target", "full"), ("retained", "retained_model"))
+    flags = (f"--seed={seed}",)
+    train_models([Training(directory / "data", config, directory / name, flags) for name, config in models], console)
 
 
 def request(directory: Path, mode: str, number: int, options: Namespace) -> None:

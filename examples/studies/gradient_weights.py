@@ -20,12 +20,10 @@ import numpy as np
 import torch
 from common import (
     Completions,
-    Training,
     be_quiet,
     check_lowest,
     make_worlds,
     once,
-    train_models,
     trainer_of,
     write_results,
 )
@@ -38,6 +36,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl_unlearn import UnlearningTrainer
 from trl_unlearn.data.loading import load_rows
 from trl_unlearn.evaluation.plots import COLORS, ORIGINAL, plt
+from trl_unlearn.scripts.jobs import Training, train_models
 from trl_unlearn.trainer.unlearning_trainer import RowScores
 
 

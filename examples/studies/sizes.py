@@ -9,19 +9,20 @@ All methods run by the world's recipes, whose values were chosen for 8 people: t
 (AltPO: three over five alternates), so that more steps are made where there is more to forget.
 """
 
-import json
 from argparse import ArgumentParser
 from pathlib import Path
 from time import perf_counter, process_time
 
 import numpy as np
-from common import Training, be_quiet, once, train_models, trainer_of, write_results
+from common import be_quiet, once, trainer_of, write_results
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import ks_2samp
 from tqdm import tqdm
 
 from trl_unlearn.evaluation.plots import COLORS, MARKERS, RETAINED, plt
+from trl_unlearn.scripts.jobs import Training, train_models
+from trl_unlearn.scripts.quickstart import EVALUATION, read_json
 from trl_unlearn.world import generate_world, save_world
 
 
@@ -87,7 +88,7 @@ def unlearn(directory: Path, size: int, method: str, options) -> dict:
         f"world/llama-0.5m/{recipe}.yaml",
         model_name_or_path=directory / "target",
         dataset_name=folder / "data",
-        retain_logs=folder / "retained" / "_evaluation" / "evaluation.json",
+        retain_logs=folder / "retained" / EVALUATION,
         output_dir=output_dir,
         eval_strategy="no",  # before and after only
         **({} if options.epochs is None else {"num_train_epochs": options.epochs}),
@@ -106,10 +107,6 @@ def unlearn(directory: Path, size: int, method: str, options) -> dict:
     }
 
 
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def value_of(result: dict, column: str) -> float:
     part, key, _ = COLUMNS[column]
     return result[part][key]
@@ -122,7 +119,7 @@ def survives(result: dict, retained: dict) -> bool:
 
 def retained_result(directory: Path, size: int) -> dict:
     """The retained model's evaluation, against itself."""
-    summary = read_json(directory / f"forget-{size}" / "retained" / "_evaluation" / "evaluation.json")["summary"]
+    summary = read_json(directory / f"forget-{size}" / "retained" / EVALUATION)["summary"]
     return {"summary": summary, "forget_quality": {"statistic": 0.0, "p_value": 1.0, "log10_p_value": 0.0}}
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from trl_unlearn.evaluation.plots import COLORS, ORIGINAL, plt
-from trl_unlearn.scripts.quickstart import EVALUATION, read_json, train_models
+from trl_unlearn.scripts.quickstart import EVALUATION, make_models, read_json
 from trl_unlearn.world import generate_world, save_world
 
 
@@ -186,7 +186,7 @@ def main() -> None:
     start, directory = perf_counter(), Path(options.output_dir)
     folders = {seed: Path(options.worlds_dir) / f"world-{seed}" for seed in options.seeds}
     for seed, folder in folders.items():
-        train_models(folder, seed, console)
+        make_models(folder, seed, console)
         save_world(generate_world(seed, num_holdout=NUM_HOLDOUT), folder / "holdout")
     work = [(seed, one) for seed in options.seeds for one in (GRID if seed in options.grid_seeds else SINGLE.values())]
     runs: dict[int, dict[str, dict]] = {seed: {} for seed in options.seeds}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trl_unlearn.scripts.quickstart import METHODS, Job, results_table, run_jobs
+from trl_unlearn.scripts.jobs import Job, run_jobs
+from trl_unlearn.scripts.quickstart import METHODS, results_table
 
 
 def test_jobs_run_side_by_side_and_their_output_is_kept(tmp_path):

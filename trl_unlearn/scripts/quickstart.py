@@ -10,24 +10,19 @@ target and the retained model are kept and used again by the next run.
 """
 
 import argparse
-import hashlib
 import json
 import os
-import re
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from trl_unlearn.files import write_json, write_text
 from trl_unlearn.recipes import recipe_path
+from trl_unlearn.scripts.jobs import Job, Training, run_jobs, train_models
 from trl_unlearn.world import generate_world, save_world
 
 
@@ -40,97 +35,26 @@ METHODS = {
     "AltPO": ("altpo", "altpo"),
 }
 EVALUATION = Path("_evaluation/evaluation.json")
-# tqdm's main bar: nothing before the percentage
-TRAINING_BAR = re.compile(rb"[\r\n]\s*\d+%\|[^|]*\| (\d+)/(\d+) \[")
-
-
-@dataclass
-class Job:
-    """A process with a progress bar: its title, its command, and where its output goes."""
-
-    title: str
-    command: list[str]
-    log: Path
-
-
-def run_jobs(jobs: list[Job], console: Console) -> None:
-    """Runs processes, as many at once as there are cores for, with a bar for each that follows its own training bar."""
-    if not jobs:
-        return
-    workers = min(len(jobs), max(os.cpu_count() or 1, 1))
-    environment = {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        **os.environ,
-        # Small models gain little from a second thread, and lose much by it where the cores are shared
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    columns = (
-        TextColumn("{task.description:<16}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(workers) as pool:
-        bars = [progress.add_task(job.title, total=None, start=False) for job in jobs]
-        results = pool.map(lambda job, bar: _run_job(job, progress, bar, environment), jobs, bars)
-        failed = [job for job, code in zip(jobs, results, strict=True) if code != 0]
-    if failed:
-        for job in failed:
-            console.print(f"[bold red]{job.title} failed.[/] The end of {job.log}:")
-            console.print(job.log.read_text(encoding="utf-8", errors="replace")[-3000:], markup=False, highlight=False)
-        sys.exit(1)
-
-
-def _run_job(job: Job, progress: Progress, bar, environment: dict[str, str]) -> int:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    progress.start_task(bar)
-    with (
-        job.log.open("wb") as log,
-        subprocess.Popen(job.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process,
-    ):
-        total, tail = 0, b"\n"
-        while chunk := process.stdout.read1(65536):
-            log.write(chunk)
-            tail += chunk
-            for done, steps in TRAINING_BAR.findall(tail):
-                if int(steps) >= total:  # evaluations draw shorter bars
-                    total = int(steps)
-                    progress.update(bar, completed=int(done), total=total)
-            tail = tail[max(tail.rfind(b"\r"), tail.rfind(b"\n")) :]  # a bar may be cut between two chunks
-    if process.returncode == 0:
-        progress.update(bar, completed=total or 1, total=total or 1)
-    return process.returncode
 
 
 def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def train_models(directory: Path, seed: int, console: Console) -> None:
+def make_models(directory: Path, seed: int, console: Console) -> None:
     """Makes the world and its two models in `directory`, unless they are there from an earlier run."""
-    world = generate_world(seed)
-    digest = hashlib.sha256(json.dumps(world).encode()).hexdigest()
-    save_world(world, directory / "data")
-    jobs = []
-    for name, config in (("target", "full"), ("retained", "retained_model")):
-        made_from = directory / name / "world.sha256"
-        if made_from.exists() and made_from.read_text() == digest:
-            continue
-        command = [sys.executable, "-m", "trl_unlearn.world.train", f"--dataset_name={directory / 'data'}"]
-        command += [f"--dataset_config={config}", f"--output_dir={directory / name}", "--eval_benchmark=world"]
-        jobs.append(Job(name.capitalize(), command, directory / "logs" / f"{name}.log"))
-    if jobs:
+    save_world(generate_world(seed), directory / "data")
+    trainings = [
+        Training(directory / "data", config, directory / name, ("--eval_benchmark=world",))
+        for name, config in (("target", "full"), ("retained", "retained_model"))
+    ]
+    if all(training.is_done for training in trainings):
+        console.print(f"\nThe target and the retained model of an earlier run are used again ({directory}).")
+    else:
         console.print(
             "\nTraining the target (knows everyone) and the retained model (never saw those to be forgotten)."
         )
-        run_jobs(jobs, console)
-        for name in ("target", "retained"):
-            (directory / name / "world.sha256").write_text(digest)
-    else:
-        console.print(f"\nThe target and the retained model of an earlier run are used again ({directory}).")
+    train_models(trainings, console)
 
 
 def unlearn(directory: Path, methods: list[str], console: Console) -> None:
@@ -250,7 +174,7 @@ def main() -> None:
     output_dir, directory = arguments.output_dir, arguments.output_dir / f"world-{arguments.seed}"
     console, start = Console(), time.time()
 
-    train_models(directory, arguments.seed, console)
+    make_models(directory, arguments.seed, console)
     unlearn(directory, arguments.methods, console)
 
     from trl_unlearn.evaluation.plots import (
