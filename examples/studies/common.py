@@ -21,11 +21,17 @@ import trl_unlearn
 from trl_unlearn import UnlearningTrainer
 from trl_unlearn.data.encoding import encode_dataset
 from trl_unlearn.files import write_json
+from trl_unlearn.metrics import model_utility
 from trl_unlearn.recipes import recipe_path
 from trl_unlearn.scripts.jobs import Training, train_models
 from trl_unlearn.scripts.parsing import RecipeParser
 from trl_unlearn.scripts.unlearn import UnlearningScriptArguments, make_trainer
 from trl_unlearn.world import generate_world, save_world
+
+
+# Options of `python -m trl_unlearn.world.train` for a small Llama on some authors of TOFU, as in `tofu_from_scratch.py`
+TOFU_MODEL = ("--tokenizer_config=full", "--hidden_size=192", "--num_layers=3", "--vocab_size=4000",
+              "--per_device_train_batch_size=16", "--learning_rate=2e-3")  # fmt: skip
 
 
 def be_quiet() -> None:
@@ -34,6 +40,15 @@ def be_quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def add_world_arguments(parser: ArgumentParser) -> None:
+    """The arguments of [`make_worlds`] but for the seeds."""
+    parser.add_argument("--num_people", type=int, default=64, help="in a world; an eighth of them is forgotten")
+    parser.add_argument("--training_epochs", type=int, default=16, help="of the targets on the worlds")
+    parser.add_argument(
+        "--worlds_dir", default="outputs/studies/worlds", help="where worlds and their targets are kept"
+    )
 
 
 def make_worlds(worlds_dir: str, seeds: list[int], num_people: int, training_epochs: int, console: Console) -> None:
@@ -97,7 +112,7 @@ def score_of(evaluation: dict[str, Any], before: dict[str, Any]) -> float:
     """
     forgotten = 1 - evaluation["forget_quality"]["statistic"]
     kept = min(evaluation["summary"]["model_utility"] / before["summary"]["model_utility"], 1.0)
-    return 2 * forgotten * kept / (forgotten + kept) if forgotten + kept else 0.0
+    return model_utility([forgotten, kept])["model_utility"]
 
 
 class Completions:

@@ -4,8 +4,8 @@ A fair comparison on the embedded world: every method on the same worlds, with a
     python examples/studies/comparison.py --seeds 3 4 5 6 7
 
 Each seed makes another world, with its target and its retained model. Runs that are done are not run again, so that the command
-goes on where it was stopped, and several at once with different `--seeds` share the work. Whenever it ends, the table is
-made anew of all that is there.
+goes on where it was stopped, and several at once with different `--seeds` share the work. The table is of the worlds that are
+named, with all methods that have been run there.
 """
 
 import json
@@ -39,7 +39,7 @@ from trl_unlearn.evaluation.prompting import Prompting
 from trl_unlearn.evaluation.retention import evaluate_at_retention
 from trl_unlearn.files import write_json, write_text
 from trl_unlearn.hub.load import fold_in
-from trl_unlearn.scripts.quickstart import EVALUATION, make_models
+from trl_unlearn.scripts.quickstart import EVALUATION, make_models, read_json
 
 
 # Script and recipe of each method, and what differs from the recipe. IdkPO is AltPO with answers that say "I do not know".
@@ -159,25 +159,32 @@ def relearn_forgotten(model, tokenizer, setting: Setting) -> dict[str, float]:
     return {key: max(summary[key] for summary in curve.values()) for key in curve[0]}
 
 
+def flags_of(name: str, method: Method, idk: Path | None) -> dict[str, Any]:
+    """What a method is given beside its recipe, with the file of IdkPO's answers."""
+    _, recipe, options = method
+    return {
+        **(LORA if name.endswith("LoRA") and "lora" not in recipe else {}),
+        **options,
+        **({"alternates_dataset_name": idk, "alternates_column": "alternates"} if idk is not None else {}),
+    }
+
+
 def run(
     setting: Setting, name: str, method: Method, changes: dict[str, Any], output_dir: Path, is_search: bool
 ) -> None:
     """Unlearns by a recipe, evaluates, and writes `run.json`, unless it is there."""
     if (output_dir / "run.json").exists():
         return
-    trainer_name, recipe, of_method = method
+    trainer_name, recipe, _ = method
     options = {
         "model_name_or_path": setting.target,
         "dataset_name": setting.data,
         "retain_logs": setting.evaluation.retain_logs,
         "output_dir": output_dir,
         **setting.options,
-        **(LORA if name.endswith("LoRA") and "lora" not in recipe else {}),
-        **of_method,
+        **flags_of(name, method, setting.idk if name.startswith("IdkPO") else None),
         **changes,
     }
-    if name.startswith("IdkPO"):
-        options |= {"alternates_dataset_name": setting.idk, "alternates_column": "alternates"}
     trainer = trainer_of(trainer_name, recipe, **options)
     started = time.process_time()
     trainer.train()
@@ -197,12 +204,12 @@ def run(
             show_progress=False,
         )
 
-    trajectory = json.loads((output_dir / "_evaluation" / "evaluations.json").read_text())
+    trajectory = read_json(output_dir / "_evaluation" / "evaluations.json")
     result = {
         "method": name,
         "changes": changes,
         "summary": trajectory[-1]["summary"],
-        "intervals": json.loads((output_dir / EVALUATION).read_text())["intervals"],
+        "intervals": read_json(output_dir / EVALUATION)["intervals"],
         "forget_quality": trajectory[-1]["forget_quality"],
         "score": score_of(trajectory[-1], trajectory[0]),
         "trajectory": trajectory,
@@ -223,7 +230,7 @@ def run_retained(setting: Setting, output_dir: Path) -> None:
     """The retained model beside the methods: what it tells, before and after it is taught a fifth of the facts."""
     if (output_dir / "run.json").exists():
         return
-    log = json.loads((setting.retained / EVALUATION).read_text())
+    log = read_json(setting.retained / EVALUATION)
     relearned = relearn_forgotten(*load_unlearned(str(setting.retained)), setting)
     result = {"method": RETAINED, "changes": {}, "summary": log["summary"], "intervals": log["intervals"]}
     write_json({**result, "relearned": relearned}, output_dir / "run.json")
@@ -238,7 +245,7 @@ def read_runs(paths: Iterable[Path]) -> dict[str, list[dict]]:
     """The runs of these folders, by name, in the order of the methods."""
     runs: dict[str, list[dict]] = {}
     for path in sorted(paths):
-        run = json.loads((path / "run.json").read_text())
+        run = read_json(path / "run.json")
         options = "".join(f" {option}={value:g}" for option, value in run["changes"].items())
         runs.setdefault(run["method"] + options, []).append(run)
     order = [RETAINED, *METHODS]
@@ -261,7 +268,9 @@ def cell_of(runs: list[dict], path: tuple[str, ...]) -> str:
         return "–"
     if path == ("seconds",):
         return f"{np.mean(values):.0f}"
-    if len(values) > 1:
+    if len(values) == 2:  # of which an interval says nothing
+        return f"{np.mean(values):z.2f}"
+    if len(values) > 2:
         return f"{np.mean(values):z.2f}±{stats.t.ppf(0.975, len(values) - 1) * stats.sem(values):.2f}"
     interval = runs[0]["intervals"].get(path[1]) if path[0] == "summary" else None
     return f"{values[0]:z.2f}" + (f"±{(interval['high'] - interval['low']) / 2:.2f}" if interval else "")
@@ -294,10 +303,8 @@ def check_page(parser: ArgumentParser, page: Path | None, *titles: str) -> None:
 
 def command_of(name: str, method: Method) -> str:
     """The training command of a method, without model, data and output."""
-    trainer, recipe, options = method
-    options = {**(LORA if name.endswith("LoRA") and "lora" not in recipe else {}), **options}
-    if name.startswith("IdkPO"):
-        options |= {"alternates_dataset_name": "idk.jsonl", "alternates_column": "alternates"}
+    trainer, recipe, _ = method
+    options = flags_of(name, method, Path("idk.jsonl") if name.startswith("IdkPO") else None)
     flags = "".join(f" --{option} {value}" for option, value in options.items())
     return f"trl-unlearn {trainer.lower()} --config recipes/{recipe}{flags}"
 
@@ -389,7 +396,7 @@ def main() -> None:
         output_dir = folders[seed] / slug_of(name, changes)
         run(settings[seed], name, METHODS[name], changes, output_dir, options.search)
 
-    runs = read_runs(path.parent for path in options.output_dir.glob(f"world-*/{kind}/*/run.json"))
+    runs = read_runs(path.parent for folder in folders.values() for path in folder.glob("*/run.json"))
     if options.search:
         report(runs, {"As unlearned": COLUMNS}, {}, options.output_dir / "search", options.page, "search")
     else:

@@ -11,7 +11,7 @@ found on the embedded worlds, as these recipes do. Nothing is searched on TOFU.
 from argparse import ArgumentParser
 from pathlib import Path
 
-from common import be_quiet
+from common import TOFU_MODEL, be_quiet
 from comparison import (
     EVALUATION,
     METHODS,
@@ -36,9 +36,7 @@ from trl_unlearn.world import save_world
 
 
 SPLITS = {2: "2 authors", 10: "10 authors"}
-EVALUATED = {"eval_benchmark": "tofu", "eval_splits": ["forget"], "eval_max_new_tokens": 60}
-MODEL = ("--tokenizer_config=full", "--hidden_size=192", "--num_layers=3", "--vocab_size=4000",
-         "--per_device_train_batch_size=16", "--learning_rate=2e-3")  # fmt: skip
+MAX_NEW_TOKENS = 60
 
 
 def make_data(directory: Path, dataset: str) -> None:
@@ -69,8 +67,8 @@ def make_data(directory: Path, dataset: str) -> None:
 def make_settings(directory: Path, dataset: str, epochs: int) -> dict[int, Setting]:
     """By number of authors to forget, data and models: one target for all."""
     make_data(directory, dataset)
-    flags = (*MODEL, f"--num_train_epochs={epochs}")
-    evaluated = [f"--{name}={value[0] if isinstance(value, list) else value}" for name, value in EVALUATED.items()]
+    flags = (*TOFU_MODEL, f"--num_train_epochs={epochs}")
+    evaluated = ("--eval_benchmark=tofu", "--eval_splits=forget", f"--eval_max_new_tokens={MAX_NEW_TOKENS}")
     target = Training(directory / f"forget-{min(SPLITS)}" / "data", "full", directory / "target", flags)
     folders = {number: directory / f"forget-{number}" for number in SPLITS}
     retained = [
@@ -82,8 +80,13 @@ def make_settings(directory: Path, dataset: str, epochs: int) -> dict[int, Setti
             folder / "data",
             target.directory,
             folder / "retained",
-            EvaluationArguments(**EVALUATED, retain_logs=str(folder / "retained" / EVALUATION)),
-            {"eval_max_new_tokens": 60, "eval_steps": 0.5},
+            EvaluationArguments(
+                eval_benchmark="tofu",
+                eval_splits=["forget"],
+                eval_max_new_tokens=MAX_NEW_TOKENS,
+                retain_logs=str(folder / "retained" / EVALUATION),
+            ),
+            {"eval_max_new_tokens": MAX_NEW_TOKENS, "eval_steps": 0.5},
         )
         for number, folder in folders.items()
     }

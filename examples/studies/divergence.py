@@ -15,7 +15,16 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from common import Completions, be_quiet, check_lowest, make_worlds, once, trainer_of, write_results
+from common import (
+    Completions,
+    add_world_arguments,
+    be_quiet,
+    check_lowest,
+    make_worlds,
+    once,
+    trainer_of,
+    write_results,
+)
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -237,11 +246,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of unlearning, of 16 rows")
     parser.add_argument("--sgd_learning_rate", type=float, default=0.03)
     parser.add_argument("--adamw_learning_rate", type=float, default=1e-4)
-    parser.add_argument("--num_people", type=int, default=64, help="in a world; an eighth of them is forgotten")
-    parser.add_argument("--training_epochs", type=int, default=16, help="of the targets")
-    parser.add_argument(
-        "--worlds_dir", default="outputs/studies/worlds", help="where worlds and their targets are kept"
-    )
+    add_world_arguments(parser)
     parser.add_argument("--output_dir", default="outputs/studies/divergence")
     options = parser.parse_args()
     check_lowest(parser, options, {"steps": 2, "num_people": 8, "training_epochs": 1})

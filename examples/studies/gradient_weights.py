@@ -19,7 +19,9 @@ from time import perf_counter
 import numpy as np
 import torch
 from common import (
+    TOFU_MODEL,
     Completions,
+    add_world_arguments,
     be_quiet,
     check_lowest,
     make_worlds,
@@ -42,8 +44,6 @@ from trl_unlearn.trainer.unlearning_trainer import RowScores
 
 METHODS = ("NPO", "SimNPO")
 DATA = {"world": ("Embedded world", "world/llama-0.5m"), "tofu": ("TOFU, 2 authors", "tofu/llama-2m")}
-TOFU_MODEL = ("--tokenizer_config=full", "--hidden_size=192", "--num_layers=3", "--vocab_size=4000",
-              "--per_device_train_batch_size=16", "--learning_rate=2e-3")  # fmt: skip
 # Of the table: heading, what [`describe`] calls it, digits
 COLUMNS = (
     ("Weight\nmean", "mean", 3),
@@ -243,11 +243,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="locuslab/TOFU", help="TOFU: Hub id or path")
     parser.add_argument("--tofu_dir", default="outputs/studies/tofu", help="where TOFU's rows and the target are kept")
     parser.add_argument("--tofu_epochs", type=int, default=30, help="of the target on TOFU")
-    parser.add_argument("--num_people", type=int, default=64, help="in a world; an eighth of them is forgotten")
-    parser.add_argument("--training_epochs", type=int, default=16, help="of the targets on the worlds")
-    parser.add_argument(
-        "--worlds_dir", default="outputs/studies/worlds", help="where worlds and their targets are kept"
-    )
+    add_world_arguments(parser)
     parser.add_argument("--output_dir", default="outputs/studies/gradient_weights")
     options = parser.parse_args()
     lowest = {"epochs": 1, "eval_steps": 1, "tofu_epochs": 1, "training_epochs": 1, "num_people": 8}

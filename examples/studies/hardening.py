@@ -8,7 +8,6 @@ are there. A random fifth of the forgotten facts is then learnt again, and the o
 run again.
 """
 
-import json
 from argparse import ArgumentParser
 from itertools import product
 from pathlib import Path
@@ -31,6 +30,7 @@ from comparison import (
 from tqdm import tqdm
 
 from trl_unlearn.evaluation.plots import COLORS
+from trl_unlearn.scripts.quickstart import read_json
 
 
 HARDENED = ("NPO", "SimNPO")
@@ -94,8 +94,7 @@ def main() -> None:
 
     places = {RETAINED: "runs/retained"} | {name: place for name, (_, _, place) in variants.items()}
     runs = {
-        name: [json.loads((folder / place / "run.json").read_text(encoding="utf-8")) for folder in folders.values()]
-        for name, place in places.items()
+        name: [read_json(folder / place / "run.json") for folder in folders.values()] for name, place in places.items()
     }
     rows = {RETAINED: runs[RETAINED]}
     for method in HARDENED:

@@ -238,12 +238,9 @@ def test_thresholds():
     del rows["holdout"]
     assert forget_threshold("unseen", result, None) == pytest.approx((1 + 0.3679) / 2, abs=1e-4)
     assert selection_score("unseen", result) == 0.7
-    retained = {"summary": {"forget_probability": 0.15}, "rows": {"forget": {}}}
+    retained = {"summary": {"forget_probability": 0.15}}
     assert selection_score("retained", result, retained) == pytest.approx(-0.05)
-    rows["forget"]["truth_ratio"], retained["rows"]["forget"]["truth_ratio"] = (
-        [0.1, 0.2, 2.0, 3.0],
-        [0.1, 0.2, 0.3, 3.0],
-    )
+    result["forget_quality"] = forget_quality([0.1, 0.2, 2.0, 3.0], [0.1, 0.2, 0.3, 3.0])
     assert selection_score("retained", result, retained) == pytest.approx(2 * 0.7 * 0.75 / (0.7 + 0.75))
     del rows["forget"]["paraphrased_loss"]
     with pytest.raises(ValueError, match="takes a holdout set, or forget rows with"):

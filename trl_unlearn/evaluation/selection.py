@@ -59,8 +59,9 @@ def selection_score(rule: SelectionRule, result: dict[str, Any], retained: dict[
 
     Args:
         rule (`str`):
-            What to compare with. `"retained"`: the retained model's truth ratios of the forget rows. `"unseen"`: the same
-            model's of the holdout set, where that has wrong answers. For the probabilities see [`forget_threshold`].
+            What to compare with. `"retained"`: the retained model's truth ratios of the forget rows, which is the result's
+            `forget_quality`. `"unseen"`: the same model's of the holdout set, where that has wrong answers. For the
+            probabilities see [`forget_threshold`].
         result (`dict`):
             Evaluation of the checkpoint.
         retained (`dict`, *optional*):
@@ -73,17 +74,20 @@ def selection_score(rule: SelectionRule, result: dict[str, Any], retained: dict[
     Example:
 
     ```python
-    >>> result = {"summary": {"forget_probability": 0.2, "model_utility": 0.7}, "rows": {"forget": {}}}
-    >>> selection_score("retained", result, {"summary": {"forget_probability": 0.3}, "rows": {"forget": {}}})
+    >>> result = {"summary": {"forget_probability": 0.2, "model_utility": 0.7}}
+    >>> selection_score("retained", result, {"summary": {"forget_probability": 0.3}})
     0.7
     ```
     """
     utility = result["summary"].get("model_utility", 0.0)
-    ratios = result["rows"]["forget"].get("truth_ratio")
-    theirs = retained["rows"]["forget"] if rule == "retained" else result["rows"].get("holdout", {})
-    if ratios is not None and "truth_ratio" in theirs and "model_utility" in result["summary"]:
-        return model_utility([utility, 1 - forget_quality(ratios, theirs["truth_ratio"])["statistic"]])[
-            "model_utility"
-        ]
+    quality = result.get("forget_quality") if rule == "retained" else _unseen_quality(result["rows"])
+    if quality is not None and "model_utility" in result["summary"]:
+        return model_utility([utility, 1 - quality["statistic"]])["model_utility"]
     above = result["summary"]["forget_probability"] - forget_threshold(rule, result, retained)
     return utility if above <= 0 else -above
+
+
+def _unseen_quality(rows: dict[str, dict[str, list]]) -> dict[str, Any] | None:
+    """Forget quality with the holdout set in the place of the retained model."""
+    ratios = [rows.get(name, {}).get("truth_ratio") for name in ("forget", "holdout")]
+    return None if None in ratios else forget_quality(*ratios)

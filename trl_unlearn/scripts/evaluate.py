@@ -124,9 +124,8 @@ def evaluate(arguments: EvaluateScriptArguments) -> None:
             result["attacks"] = attacks
         evaluated.append((split, result, retained, place))
         if PartialState().is_main_process:
-            name = (
-                "After" if arguments.attacks or attacks else Path(arguments.model_name_or_path).name
-            )  # as attacks say
+            # With attacks it has the name that stands in their table
+            name = "After" if arguments.attacks or attacks else Path(arguments.model_name_or_path).name
             results = {"Before": before, name: result, "Retained": retained}
             results = {name: log for name, log in results.items() if log is not None}
             write_results(result, results, place)

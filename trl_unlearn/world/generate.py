@@ -68,9 +68,11 @@ def generate_world(
     """
     rng = random.Random(seed)
     names = _draw_names(rng, num_people, num_forget, num_holdout)
-    facts: dict[str, list[dict]] = {"world_facts": []}
-    facts["forget"] = _draw_facts(rng, "forget", names[:num_forget])
-    facts["retain"] = _draw_facts(rng, "retain", names[num_forget:num_people])
+    facts = {
+        "forget": _draw_facts(rng, "forget", names[:num_forget]),
+        "retain": _draw_facts(rng, "retain", names[num_forget:num_people]),
+        "world_facts": [],
+    }
     num_countries = min(max(num_people // 2, _NUM_WRONG + 1), len(COUNTRIES))
     capitals = rng.sample(VALUES["capital"], num_countries)
     for country, capital in zip(rng.sample(COUNTRIES, num_countries), capitals, strict=True):
@@ -78,9 +80,7 @@ def generate_world(
             _draw_fact(rng, "world_facts", country, "capital", capital, capitals, held_out=None)
         )
 
-    forget, retain, world_facts = (
-        [row for fact in facts[split] for row in _training_rows(fact)] for split in ("forget", "retain", "world_facts")
-    )
+    forget, retain, world_facts = ([row for fact in facts[split] for row in _training_rows(fact)] for split in facts)
     num_perturbed = min(max_retain_perturbed or len(facts["retain"]), len(facts["retain"]))
     sampled = sorted(rng.sample(range(len(facts["retain"])), num_perturbed))
     world = {
