@@ -325,7 +325,8 @@ def report(
         parts.append(text)
     console.print("Means ± the 95 % interval of the mean. →: the nearer to the retained model the better.")
     commands = "\n".join(f"{name + ':':<17}{command_of(name, methods[name])}" for name in methods if name in runs)
-    parts.append(f"```text\n{commands}\n```")
+    if commands:
+        parts.append(f"```text\n{commands}\n```")
     text = "\n\n".join(parts) + "\n"
     write_text(text, directory / "runs.md")
     if page is not None:

@@ -132,8 +132,9 @@ def table_of_grid(runs: dict[int, dict[str, dict]]) -> Table:
 def draw(runs: dict[int, dict[str, dict]], path: Path) -> None:
     """Score along the stronger runs with what is kept, and for every run what is kept against its best."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    for index, (seed, of_seed) in enumerate(runs.items()):
-        run, color = of_seed[slug_of(SINGLE["stronger"])], COLORS[index % len(COLORS)]
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(runs)))
+    for (seed, of_seed), color in zip(runs.items(), colors, strict=True):
+        run = of_seed[slug_of(SINGLE["stronger"])]
         epochs = [one["epoch"] for one in run["checkpoints"]]
         left.plot(epochs, [one["score"] for one in run["checkpoints"]], color=color, linewidth=1, alpha=0.8)
         left.plot(selected(run)["epoch"], selected(run)["score"], "o", color=color, label=f"world {seed}")
@@ -146,8 +147,8 @@ def draw(runs: dict[int, dict[str, dict]], path: Path) -> None:
     left.legend(ncols=2, fontsize=8, loc="lower right")
     everything = [run for of_seed in runs.values() for run in of_seed.values()]
     for choose, label, color in (
-        (lambda run: run["checkpoints"][-1], "the last one", COLORS[1]),
-        (selected, "the one kept", COLORS[0]),
+        (lambda run: run["checkpoints"][-1], "the last checkpoint", COLORS[1]),
+        (selected, "the selected one", COLORS[0]),
     ):
         points = [(best(run)["score"], choose(run)["score"]) for run in everything]
         right.plot(
@@ -155,7 +156,11 @@ def draw(runs: dict[int, dict[str, dict]], path: Path) -> None:
         )
     right.plot((0, 1), (0, 1), color=ORIGINAL, linewidth=0.8)
     right.set(
-        xlabel="score of the run's best checkpoint", ylabel="score of", title="Every run", xlim=(0, 1), ylim=(0, 1)
+        xlabel="score of the run's best checkpoint",
+        ylabel="score of what is kept",
+        title="Every run",
+        xlim=(0, 1),
+        ylim=(0, 1),
     )
     right.legend(loc="upper left")
     for axis in (left, right):
