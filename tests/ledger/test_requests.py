@@ -168,6 +168,7 @@ def test_two_at_once(train_request, tmp_path):
 
 def interrupt_when(path: Path) -> None:
     """Sends this process what Ctrl-C does, as soon as a file is there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
 
     def wait():
         while not path.exists():
