@@ -214,14 +214,16 @@ def plot_relearning(relearned: dict[str, list[dict[str, Any]]], path: str | Path
         len(metrics), len(subsets), figsize=(1.5 + 2.2 * len(subsets), 0.9 + 2.1 * len(metrics)), layout="constrained",
         sharex=True, sharey=True, squeeze=False,
     )  # fmt: skip
-    styles = {"before": "--", "retained": "-", "after": "-"}
+    # The retained model's is wide and behind the others, so that what coincides with it is still seen
+    styles = {"before": {"linestyle": "--"}, "after": {}, "retained": {"linewidth": 3.5, "zorder": 1.5}}
     for model, color in zip(relearned, _colors(relearned), strict=True):
         for row, metric in enumerate(metrics):
             for column, subset in enumerate(subsets):
                 parts = [part for part in relearned[model] if part["variant"] == subset and metric in part["summary"]]
                 panels[row, column].plot(
-                    [part["step"] for part in parts], [part["summary"][metric] for part in parts], styles[model],
+                    [part["step"] for part in parts], [part["summary"][metric] for part in parts],
                     color=color, marker="o", markersize=4, label=model.capitalize() if row == column == 0 else None,
+                    **styles[model],
                 )  # fmt: skip
     for row, metric in enumerate(metrics):
         panels[row, 0].set_ylabel(metric_label(metric)[0].replace(" ", "\n", 1))
@@ -229,7 +231,7 @@ def plot_relearning(relearned: dict[str, list[dict[str, Any]]], path: str | Path
         panels[0, column].set_title(SUBSETS[subset], fontsize=10)
         panels[-1, column].set_xlabel("optimizer step")
     panels[0, 0].set_ylim(-0.04, 1.04)
-    figure.suptitle("Forget rows that were not trained on, while the model is fine-tuned")
+    figure.suptitle("Forget rows that were not trained on,\nwhile the model is fine-tuned")
     _legend(figure, panels[0, 0], beside=False)
     _save(figure, path)
 
