@@ -13,6 +13,7 @@ import torch
 import transformers
 from datasets import Dataset
 from rich.console import Console
+from scipy import stats
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import ModelConfig
@@ -113,6 +114,11 @@ def score_of(evaluation: dict[str, Any], before: dict[str, Any]) -> float:
     forgotten = 1 - evaluation["forget_quality"]["statistic"]
     kept = min(evaluation["summary"]["model_utility"] / before["summary"]["model_utility"], 1.0)
     return model_utility([forgotten, kept])["model_utility"]
+
+
+def interval_of_mean(values: list[float]) -> float:
+    """Half the 95 % interval of a mean over worlds, by Student's t."""
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
 
 
 class Completions:

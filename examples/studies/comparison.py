@@ -19,10 +19,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import be_quiet, score_of, trainer_of
+from common import be_quiet, interval_of_mean, score_of, trainer_of
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -271,7 +270,7 @@ def cell_of(runs: list[dict], path: tuple[str, ...]) -> str:
     if len(values) == 2:  # of which an interval says nothing
         return f"{np.mean(values):z.2f}"
     if len(values) > 2:
-        return f"{np.mean(values):z.2f}±{stats.t.ppf(0.975, len(values) - 1) * stats.sem(values):.2f}"
+        return f"{np.mean(values):z.2f}±{interval_of_mean(values):.2f}"
     interval = runs[0]["intervals"].get(path[1]) if path[0] == "summary" else None
     return f"{values[0]:z.2f}" + (f"±{(interval['high'] - interval['low']) / 2:.2f}" if interval else "")
 

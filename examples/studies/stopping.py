@@ -16,7 +16,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-from common import be_quiet, once, score_of, trainer_of, write_results
+from common import be_quiet, interval_of_mean, once, score_of, trainer_of, write_results
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -86,28 +86,48 @@ def best(run: dict[str, Any]) -> dict[str, Any]:
     return max(run["checkpoints"], key=lambda one: one["score"])
 
 
+def told_of(of_seed: dict[str, dict], options: dict[str, float]) -> dict[str, float | bool]:
+    """A single run by column: what it keeps and ends with, and the best of the grid, where there is one."""
+    run, has_grid = of_seed[slug_of(options)], len(of_seed) == len(GRID)
+    kept, last = selected(run), run["checkpoints"][-1]
+    of_grid = max(best(one)["score"] for one in of_seed.values()) if has_grid else np.nan
+    return {
+        "kept": kept["score"],
+        "D": kept["forget_quality"]["statistic"],
+        "util.": kept["summary"]["model_utility"],
+        "over-\nforg.": kept["over_forgotten"],
+        "last": last["score"],
+        "over-\nforg. ": last["over_forgotten"],
+        "best,\nrun": best(run)["score"],
+        "best,\ngrid": of_grid,
+        "kept /\ngrid": kept["score"] / of_grid,
+        "cost /\ngrid": run["seconds"] / sum(one["seconds"] for one in of_seed.values()) if has_grid else np.nan,
+    }
+
+
+def cell_of(values: tuple[float | bool, ...]) -> str:
+    """What stands in a column: of one world, or of all with the 95 % interval of their mean."""
+    if isinstance(values[0], bool):
+        return f"{sum(values)} of {len(values)}"
+    values = [value for value in values if not np.isnan(value)]
+    if len(values) > 2:
+        return f"{np.mean(values):.2f}\n±{interval_of_mean(values):.2f}"
+    return f"{np.mean(values):.2f}" if values else ""
+
+
 def table_of_seeds(runs: dict[int, dict[str, dict]]) -> Table:
-    """Per world: what a single run keeps and ends with, and the best of the grid."""
+    """What is told of each single run, per world and of all worlds."""
     table = Table(title="One run against the grid", box=None, title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("Run", no_wrap=True)
-    for heading in ("world", "kept\nscore", "D", "util.", "prob.", "over-\nforg.", "last\nscore", "over-\nforg.",
-                    "best\nof run", "of\ngrid", "kept /\nbest", "cost"):  # fmt: skip
-        table.add_column(heading, justify="right")
     for name, options in SINGLE.items():
-        for seed, of_seed in runs.items():
-            run = of_seed[slug_of(options)]
-            kept, last = selected(run), run["checkpoints"][-1]
-            cells = [f"{value:.2f}" for value in (
-                kept["score"], kept["forget_quality"]["statistic"], kept["summary"]["model_utility"],
-                kept["summary"]["forget_probability"],
-            )]  # fmt: skip
-            cells += ["yes" if kept["over_forgotten"] else "no", f"{last['score']:.2f}"]
-            cells += ["yes" if last["over_forgotten"] else "no", f"{best(run)['score']:.2f}"]
-            if len(of_seed) == len(GRID):
-                of_grid = max(best(one)["score"] for one in of_seed.values())
-                cost = sum(one["seconds"] for one in of_seed.values()) / run["seconds"]
-                cells += [f"{of_grid:.2f}", f"{kept['score'] / of_grid:.2f}", f"1/{cost:.0f}"]
-            table.add_row(name, str(seed), *cells)
+        rows = [told_of(of_seed, options) for of_seed in runs.values()]
+        if not table.columns:
+            for heading in ("world", *rows[0]):
+                table.add_column(heading, justify="right", no_wrap=True)
+        table.add_row(name, style="bold")
+        for seed, row in zip(runs, rows, strict=True):
+            table.add_row(str(seed), *(cell_of((value,)) for value in row.values()))
+        columns = zip(*(row.values() for row in rows), strict=True)
+        table.add_row("all", *map(cell_of, columns))
     return table
 
 
