@@ -1,15 +1,14 @@
 """
 Is what was forgotten with `forget_sharpness` harder to bring back?
 
-    python examples/studies/hardening.py --seeds 5 6 7 8 9
+    python examples/studies/hardening.py --seeds 5 6 7 8 9 10 11 12 13 14
 
 NPO and SimNPO by their recipes, plain and with `forget_sharpness`, on the worlds of the comparison, whose runs are used if they
 are there. A random fifth of the forgotten facts is then learnt again, and the others are asked. Runs that are done are not
-run again.
+run again. `--search` compares several values of it on worlds that no result is from.
 """
 
 from argparse import ArgumentParser
-from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -33,15 +32,18 @@ from trl_unlearn.evaluation.plots import COLORS
 from trl_unlearn.scripts.quickstart import read_json
 
 
-HARDENED = ("NPO", "SimNPO")
+# `forget_sharpness` by method, found by `--search`
+SHARPNESS = {"NPO": 0.08, "SimNPO": 0.01}
+SEARCH = (0.01, 0.02, 0.04, 0.08)
+SEARCH_SEEDS = (3, 4)
 TABLES = {
-    "As unlearned": {column: COLUMNS[column] for column in ("D ↓", "Utility ↑", "Prob. →", "Leaked →")},
+    "As unlearned": {column: COLUMNS[column] for column in ("D ↓", "Utility ↑", "Prob. →", "Formed ↑", "Leaked →")},
     "A fifth learnt again": RELEARNED,
 }
 
 
-def sharp(method: str) -> str:
-    return f"{method}, sharp"
+def sharp(method: str, sharpness: float) -> str:
+    return f"{method}, ρ {sharpness:g}"
 
 
 def difference(plain: dict, other: dict) -> dict:
@@ -56,14 +58,14 @@ def difference(plain: dict, other: dict) -> dict:
 def draw(runs: dict[str, list[dict]], path: Path) -> None:
     """What relearning brings back, a line for each world, from plain to sharp."""
     figure, axes = plt.subplots(1, len(RELEARNED), figsize=(12, 4), layout="constrained")
+    names = [name for name in runs if name != RETAINED]
     for axis, column in zip(axes, RELEARNED, strict=True):
-        for place, (method, color) in enumerate(zip(HARDENED, COLORS, strict=False)):
-            for pair in zip(runs[method], runs[sharp(method)], strict=True):
+        for place, color in zip(range(0, len(names), 2), COLORS, strict=False):
+            for pair in zip(*(runs[name] for name in names[place : place + 2]), strict=True):
                 values = [value_of(of_run, RELEARNED[column]) for of_run in pair]
-                axis.plot((2 * place, 2 * place + 1), values, color=color, marker="o", markersize=4, linewidth=1)
+                axis.plot((place, place + 1), values, color=color, marker="o", markersize=4, linewidth=1)
         for of_world in runs[RETAINED]:
             axis.axhline(value_of(of_world, RELEARNED[column]), color="gray", linewidth=0.8, linestyle=":")
-        names = [name for method in HARDENED for name in (method, sharp(method))]
         axis.set_xticks(range(len(names)), names, rotation=15)
         axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         axis.set_title(column.removesuffix(" →"))
@@ -74,39 +76,49 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
 def main() -> None:
     parser = ArgumentParser(description="Compare what is learnt again after plain and sharpness-aware forgetting.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/comparison"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7, 8, 9], help="Seeds of the worlds.")
-    parser.add_argument("--sharpness", type=float, default=0.01, help="`forget_sharpness` of the sharp runs.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 15)), help="Seeds of the worlds.")
+    parser.add_argument(
+        "--search", action="store_true", help=f"Compare values of it on worlds {SEARCH_SEEDS} instead."
+    )
     options = parser.parse_args()
-    if not options.sharpness > 0:
-        parser.error(f"--sharpness must be positive, got {options.sharpness}")
     be_quiet()
-    settings = {seed: make_world(options.output_dir, seed) for seed in options.seeds}
-    changes = {"forget_sharpness": options.sharpness}
+    seeds = SEARCH_SEEDS if options.search else options.seeds
+    # Name in the tables: method, what differs from its recipe, and the folder of a world's run
     variants = {}
-    for method in HARDENED:
+    for method, sharpness in SHARPNESS.items():
         variants[method] = (method, {}, f"runs/{slug_of(method, {})}")
-        variants[sharp(method)] = (method, changes, f"hardening/{slug_of(method, changes)}")
-    folders = {seed: options.output_dir / f"world-{seed}" for seed in settings}
+        for value in SEARCH if options.search else (sharpness,):
+            changes = {"forget_sharpness": value}
+            variants[sharp(method, value)] = (method, changes, f"hardening/{slug_of(method, changes)}")
+    settings = {seed: make_world(options.output_dir, seed) for seed in seeds}
+    folders = {seed: options.output_dir / f"world-{seed}" for seed in seeds}
     for seed, setting in settings.items():
         run_retained(setting, folders[seed] / "runs/retained")
-    for seed, (method, changed, place) in tqdm([*product(settings, variants.values())], desc="Runs"):
-        run(settings[seed], method, METHODS[method], changed, folders[seed] / place, is_search=False)
+    for seed, (method, changes, place) in tqdm(
+        [(seed, variant) for seed in seeds for variant in variants.values()], desc="Runs"
+    ):
+        run(settings[seed], method, METHODS[method], changes, folders[seed] / place, is_search=False)
 
     places = {RETAINED: "runs/retained"} | {name: place for name, (_, _, place) in variants.items()}
     runs = {
         name: [read_json(folder / place / "run.json") for folder in folders.values()] for name, place in places.items()
     }
-    rows = {RETAINED: runs[RETAINED]}
-    for method in HARDENED:
-        rows |= {name: runs[name] for name in (method, sharp(method))}
-        pairs = zip(runs[method], runs[sharp(method)], strict=True)
-        rows[f"{method}, plain − sharp"] = [difference(*pair) for pair in pairs]
     methods = {}
-    for method in HARDENED:
+    for name, (method, changes, _) in variants.items():
         trainer, recipe, of_method = METHODS[method]
-        methods |= {method: METHODS[method], sharp(method): (trainer, recipe, of_method | changes)}
+        methods[name] = (trainer, recipe, of_method | changes)
+    if options.search:
+        report(runs, TABLES, methods, options.output_dir / "hardening_search", None, "hardening")
+        return
+    rows = {RETAINED: runs[RETAINED]}
+    for method, sharpness in SHARPNESS.items():
+        pair = (method, sharp(method, sharpness))
+        rows |= {name: runs[name] for name in pair}
+        rows[f"{method}, plain − sharp"] = [
+            difference(*of_world) for of_world in zip(*(runs[name] for name in pair), strict=True)
+        ]
     report(rows, TABLES, methods, options.output_dir / "hardening", None, "hardening")
-    console.print(f"Sharp: forget_sharpness {options.sharpness:g}. Differences are taken world by world.")
+    console.print("Differences are taken world by world.")
     draw(runs, options.output_dir / "hardening" / "pairs.png")
 
 

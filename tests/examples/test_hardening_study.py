@@ -23,12 +23,12 @@ def test_plain_and_sharp_runs_are_compared_world_by_world(tmp_path):
     assert process.returncode == 0, process.stderr[-4000:]
     world = tmp_path / "world-0"
     markdown = (tmp_path / "hardening" / "runs.md").read_text(encoding="utf-8")
-    for name, slug in (("NPO", "npo"), ("SimNPO", "simnpo")):
+    for name, slug, sharpness in (("NPO", "npo", 0.08), ("SimNPO", "simnpo", 0.01)):
         plain, sharp = (
             json.loads((world / folder / "run.json").read_text())
-            for folder in (f"runs/{slug}", f"hardening/{slug}-0.01")
+            for folder in (f"runs/{slug}", f"hardening/{slug}-{sharpness}")
         )
-        assert (plain["changes"], sharp["changes"]) == ({}, {"forget_sharpness": 0.01})
+        assert (plain["changes"], sharp["changes"]) == ({}, {"forget_sharpness": sharpness})
         assert sharp["trajectory"][0] == plain["trajectory"][0]  # the same target
         assert sharp["summary"]["forget_probability"] < 0.6 < sharp["trajectory"][0]["summary"]["forget_probability"]
         assert sharp["summary"] != plain["summary"]
@@ -36,10 +36,3 @@ def test_plain_and_sharp_runs_are_compared_world_by_world(tmp_path):
         (_, row) = (line for line in markdown.splitlines() if line.startswith(f"| {name}, plain − sharp | 1 |"))
         assert f"| 1 | {brought_back[0] - brought_back[1]:z.2f} |" in row
     assert (tmp_path / "hardening" / "pairs.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("value", ["0", "-0.1", "nan"])
-def test_a_distance_that_is_none_is_an_error_before_any_work(value, tmp_path):
-    process = harden("--output_dir", tmp_path / "out", "--sharpness", value)
-    assert process.returncode == 2 and "--sharpness must be positive, got" in process.stderr
-    assert not (tmp_path / "out").exists()
