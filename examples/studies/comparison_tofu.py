@@ -4,15 +4,17 @@ The comparison of methods on the real TOFU, with a small Llama that is trained f
     OMP_NUM_THREADS=1 python examples/studies/comparison_tofu.py
 
 Forgotten are the last two authors, as in forget01, and the last ten, as in forget05. For each there is a retained model, trained
-on the others alone. Options are those of `recipes/tofu/llama-2m`. What has no recipe there takes half the learning rate that was
-found on the embedded worlds, as these recipes do. Nothing is searched on TOFU.
+on the others alone. Recipes are those of `recipes/tofu/llama-2m`, with options that `--search` found by forgetting two authors
+who are kept in both.
 """
 
 from argparse import ArgumentParser
+from itertools import product
 from pathlib import Path
 
 from common import TOFU_MODEL, be_quiet
 from comparison import (
+    COLUMNS,
     EVALUATION,
     METHODS,
     TABLES,
@@ -35,12 +37,34 @@ from trl_unlearn.scripts.jobs import Training, train_models
 from trl_unlearn.world import save_world
 
 
-SPLITS = {2: "2 authors", 10: "10 authors"}
+# By folder, which rows are forgotten: 20 an author
+SPLITS = {"forget-2": range(760, 800), "forget-10": range(600, 800)}
+SEARCH_SPLIT = {"search": range(400, 440)}
+TITLES = {"forget-2": "2 authors", "forget-10": "10 authors"}
 MAX_NEW_TOKENS = 60
+# What differs from the recipes, of those below that which scored highest
+CHOSEN = {
+    "GA": {"learning_rate": 1e-4},
+    "GradDiff": {"learning_rate": 2e-4},
+    "NPO": {"learning_rate": 1e-3},
+    "SimNPO": {"learning_rate": 5e-4},
+    "AltPO": {"beta": 0.03, "learning_rate": 1e-3},
+    "IdkPO": {"beta": 0.03, "learning_rate": 1e-3},
+    "GA, LoRA": {"learning_rate": 6e-4},
+    "GradDiff, LoRA": {"learning_rate": 6e-4},
+    "NPO, LoRA": {"learning_rate": 1.5e-3},
+    "SimNPO, LoRA": {"learning_rate": 3e-3},
+    "AltPO, LoRA": {"beta": 0.03, "learning_rate": 3e-3},
+    "IdkPO, LoRA": {"beta": 0.03, "learning_rate": 3e-3},
+}
+RATES = {"full": (2.5e-4, 5e-4, 1e-3, 2e-3), "LoRA": (7.5e-4, 1.5e-3, 3e-3, 6e-3)}
+ASCENT_RATES = {"full": (5e-5, 1e-4, 2e-4, 4e-4), "LoRA": (1.5e-4, 3e-4, 6e-4, 1.2e-3)}
+ALTERNATES_RATES = {"full": (3e-4, 1e-3), "LoRA": (1e-3, 3e-3)}
+BETAS = (0.01, 0.03)
 
 
 def make_data(directory: Path, dataset: str) -> None:
-    """A folder for each number of authors to forget. The first and the last 20 have wrong answers; two of five are AltPO's."""
+    """A folder for each split. The first and the last 20 authors have wrong answers; two of five are AltPO's."""
     scored = [
         row
         for config in ("retain_perturbed", "forget10_perturbed")
@@ -49,34 +73,33 @@ def make_data(directory: Path, dataset: str) -> None:
     rows = [{"question": row["question"], "answer": row["answer"]} for row in scored]
     alternates = [{"alternates": row["perturbed_answer"][:2]} for row in scored]
     scored = [{**row, "perturbed_answer": row["perturbed_answer"][2:]} for row in scored]
-    for number in SPLITS:
-        first = len(rows) - 20 * number
+    for name, forgotten in (SPLITS | SEARCH_SPLIT).items():
         save_world(
             {
                 "full": rows,
-                "forget": [row | others for row, others in zip(rows[first:], alternates[first:], strict=True)],
-                "retain": rows[:first],
-                "forget_perturbed": scored[first:],
+                "forget": [rows[index] | alternates[index] for index in forgotten],
+                "retain": [row for index, row in enumerate(rows) if index not in forgotten],
+                "forget_perturbed": [scored[index] for index in forgotten],
                 "retain_perturbed": scored[340:400],
             },
-            directory / f"forget-{number}" / "data",
+            directory / name / "data",
             title="Forty authors of TOFU (locuslab/TOFU, MIT)",
         )
 
 
-def make_settings(directory: Path, dataset: str, epochs: int) -> dict[int, Setting]:
-    """By number of authors to forget, data and models: one target for all."""
+def make_settings(directory: Path, dataset: str, epochs: int, splits: list[str]) -> dict[str, Setting]:
+    """By split, data and models: one target for all."""
     make_data(directory, dataset)
     flags = (*TOFU_MODEL, f"--num_train_epochs={epochs}")
     evaluated = ("--eval_benchmark=tofu", "--eval_splits=forget", f"--eval_max_new_tokens={MAX_NEW_TOKENS}")
-    target = Training(directory / f"forget-{min(SPLITS)}" / "data", "full", directory / "target", flags)
-    folders = {number: directory / f"forget-{number}" for number in SPLITS}
+    target = Training(directory / "forget-2" / "data", "full", directory / "target", flags)
+    folders = {name: directory / name for name in splits}
     retained = [
         Training(folder / "data", "retain", folder / "retained", (*flags, *evaluated)) for folder in folders.values()
     ]
     train_models([target, *retained], console)
     return {
-        number: Setting(
+        name: Setting(
             folder / "data",
             target.directory,
             folder / "retained",
@@ -88,18 +111,26 @@ def make_settings(directory: Path, dataset: str, epochs: int) -> dict[int, Setti
             ),
             {"eval_max_new_tokens": MAX_NEW_TOKENS, "eval_steps": 0.5},
         )
-        for number, folder in folders.items()
+        for name, folder in folders.items()
     }
 
 
 def method_on_tofu(name: str) -> Method:
-    """Trainer, recipe and options of a method: those that it has on the worlds, with half the learning rate."""
-    trainer, _, options = METHODS[name]
-    rate = options.get("learning_rate", 3e-3 if name.endswith("LoRA") else 1e-3)
-    options = options | {"learning_rate": rate / 2}
+    """Trainer, recipe and options of a method."""
+    trainer = METHODS[name][0]
+    baseline = {}
     if name.startswith("G"):
-        options |= {"forget_loss_type": "grad_ascent", "retain_weight": float(name.startswith("GradDiff"))}
-    return trainer, f"tofu/llama-2m/{trainer.lower()}.yaml", options
+        baseline = {"forget_loss_type": "grad_ascent", "retain_weight": float(name.startswith("GradDiff"))}
+    return trainer, f"tofu/llama-2m/{trainer.lower()}.yaml", baseline | CHOSEN[name]
+
+
+def options_to_search(name: str) -> list[dict[str, float]]:
+    """Learning rates, and β of the methods with alternates: with the recipe's, learning these is enough for the loss."""
+    weights = "LoRA" if name.endswith("LoRA") else "full"
+    if METHODS[name][0] == "AltPO":
+        return [{"beta": beta, "learning_rate": rate} for beta, rate in product(BETAS, ALTERNATES_RATES[weights])]
+    rates = (ASCENT_RATES if name.startswith("G") else RATES)[weights]
+    return [{"learning_rate": rate} for rate in rates]
 
 
 def main() -> None:
@@ -107,26 +138,41 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/comparison_tofu"))
     parser.add_argument("--dataset", default="locuslab/TOFU", help="TOFU: Hub id or path")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--authors", type=int, nargs="+", choices=SPLITS, default=list(SPLITS), help="to be forgotten")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--search", action="store_true", help="Search options on two other authors instead.")
     parser.add_argument("--training_epochs", type=int, default=30, help="of the target and the retained models")
     parser.add_argument("--page", type=Path, help="Markdown file with marks, between which the tables are written")
     options = parser.parse_args()
-    check_page(parser, options.page, *(f"comparison on TOFU, {title}" for title in SPLITS.values()))
+    titles = {"search": "search on TOFU"} if options.search else {
+        name: f"comparison on TOFU, {title}" for name, title in TITLES.items()
+    }  # fmt: skip
+    check_page(parser, options.page, *titles.values())
     be_quiet()
-    settings = make_settings(options.output_dir, options.dataset, options.training_epochs)
-    for number in options.authors:
-        run_retained(settings[number], options.output_dir / f"forget-{number}" / "runs" / "retained")
-    for number, name in tqdm([(number, name) for number in options.authors for name in options.methods], desc="Runs"):
-        output_dir = options.output_dir / f"forget-{number}" / "runs" / slug_of(name, {})
-        run(settings[number], name, method_on_tofu(name), {}, output_dir, is_search=False)
-    for number, title in SPLITS.items():
-        folder = options.output_dir / f"forget-{number}"
-        runs = read_runs(path.parent for path in folder.glob("runs/*/run.json"))
-        if runs:
-            tables = {f"{title}: {name}": columns for name, columns in TABLES.items()}
+    splits = list(SEARCH_SPLIT) if options.search else options.splits
+    settings = make_settings(options.output_dir, options.dataset, options.training_epochs, splits)
+    work = [
+        (split, name, changes)
+        for split in splits
+        for name in options.methods
+        for changes in (options_to_search(name) if options.search else [{}])
+    ]
+    folders = {name: options.output_dir / name for name in titles}
+    for split in splits if not options.search else []:
+        run_retained(settings[split], folders[split] / "runs" / "retained")
+    for split, name, changes in tqdm(work, desc="Runs"):
+        output_dir = folders[split] / "runs" / slug_of(name, changes)
+        run(settings[split], name, method_on_tofu(name), changes, output_dir, options.search)
+    for split, title in titles.items():
+        runs = read_runs(path.parent for path in folders[split].glob("runs/*/run.json"))
+        if not runs:
+            continue
+        if options.search:
+            report(runs, {"As unlearned": COLUMNS}, {}, folders[split], options.page, title)
+        else:
+            tables = {f"{TITLES[split]}: {name}": columns for name, columns in TABLES.items()}
             methods = {name: method_on_tofu(name) for name in METHODS}
-            report(runs, tables, methods, folder, options.page, f"comparison on TOFU, {title}")
-            draw(runs, folder / "comparison.png")
+            report(runs, tables, methods, folders[split], options.page, title)
+            draw(runs, folders[split] / "comparison.png")
 
 
 if __name__ == "__main__":

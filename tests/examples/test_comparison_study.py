@@ -99,22 +99,22 @@ def test_authors_of_tofu_are_laid_out(load, tmp_path):
     ]  # fmt: skip
     save_world({"full": rows[:1], "retain_perturbed": rows[:400], "forget10_perturbed": rows[400:]}, tmp_path / "tofu")
     load("comparison_tofu").make_data(tmp_path, str(tmp_path / "tofu"))
-    for number in (2, 10):
+    questions = {}
+    for split, number in (("forget-2", 40), ("forget-10", 200), ("search", 40)):
         sets = {
-            name: load_rows(str(tmp_path / f"forget-{number}" / "data"), name)
+            name: load_rows(str(tmp_path / split / "data"), name)
             for name in ("full", "forget", "retain", "forget_perturbed", "retain_perturbed")
         }
-        assert len(sets["full"]) == 800 and len(sets["forget"]) == 20 * number
-        assert sets["retain"]["question"] == sets["full"]["question"][: 800 - 20 * number]
-        assert (
-            sets["forget"]["question"]
-            == sets["forget_perturbed"]["question"]
-            == sets["full"]["question"][-20 * number :]
-        )
+        questions[split] = set(sets["forget"]["question"])
+        assert len(sets["full"]) == 800 and len(questions[split]) == number
+        assert sets["forget"]["question"] == sets["forget_perturbed"]["question"]
+        assert set(sets["retain"]["question"]) == set(sets["full"]["question"]) - questions[split]
         # what is trained on is not what is scored, and what is scored is trained on
-        assert sets["forget"]["alternates"][-1] == ["W799.0", "W799.1"]
-        assert sets["forget_perturbed"]["perturbed_answer"][-1] == ["W799.2", "W799.3", "W799.4"]
+        index = sets["forget"]["question"][-1].strip("Q?")
+        assert sets["forget"]["alternates"][-1] == [f"W{index}.0", f"W{index}.1"]
+        assert sets["forget_perturbed"]["perturbed_answer"][-1] == [f"W{index}.{wrong}" for wrong in (2, 3, 4)]
         assert set(sets["retain_perturbed"]["question"]) < set(sets["retain"]["question"])
+    assert questions["forget-2"] < questions["forget-10"] and not questions["search"] & questions["forget-10"]
 
 
 @pytest.mark.parametrize(
