@@ -1,7 +1,7 @@
 """
 When to stop, and which checkpoint to keep, without a retained model: one run against a grid that has one.
 
-    OMP_NUM_THREADS=1 python examples/studies/stopping.py --seeds 3 4 5 6 7 8 9 10 11 12 --grid_seeds 3 4
+    OMP_NUM_THREADS=1 python examples/studies/stopping.py --seeds 3 4 5 6 7 8 9 10 11 12 --grid_seeds 3 4 5 6 7 8
 
 One run of SimNPO's recipe, and one with three times its forget weight, keep the checkpoint that `--eval_select unseen` chooses:
 it sees the forget set, the retain set, and facts of people whom no model was trained on, but nothing of the retained model.
@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=list(range(3, 13)), help="of worlds with the recipe's run"
     )
-    parser.add_argument("--grid_seeds", type=int, nargs="*", default=[3, 4], help="of those with the whole grid")
+    parser.add_argument(
+        "--grid_seeds", type=int, nargs="*", default=list(range(3, 9)), help="of those with the whole grid"
+    )
     options = parser.parse_args()
     if missing := set(options.grid_seeds) - set(options.seeds):
         parser.error(f"--grid_seeds has {sorted(missing)}, which --seeds has not.")
