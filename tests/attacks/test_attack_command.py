@@ -171,7 +171,7 @@ def test_goes_on_where_it_was_killed(unlearned_dir, data_dir, tmp_path):
     command += ["--dataset_path", data_dir, "--output_dir", str(tmp_path), "--attacks", "relearn", "adapter"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     path = tmp_path / "_evaluation" / "evaluation.json"
-    deadline = time.time() + 120
+    deadline = time.time() + 600
     while time.time() < deadline and process.poll() is None:
         if path.exists() and "shortest" in path.read_text(encoding="utf-8"):
             break
