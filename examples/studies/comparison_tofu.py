@@ -157,8 +157,9 @@ def main() -> None:
         for changes in (options_to_search(name) if options.search else [{}])
     ]
     folders = {name: options.output_dir / name for name in titles}
-    for split in splits if not options.search else []:
-        run_retained(settings[split], folders[split] / "runs" / "retained")
+    if not options.search:
+        for split in splits:
+            run_retained(settings[split], folders[split] / "runs" / "retained")
     for split, name, changes in tqdm(work, desc="Runs"):
         output_dir = folders[split] / "runs" / slug_of(name, changes)
         run(settings[split], name, method_on_tofu(name), changes, output_dir, options.search)
