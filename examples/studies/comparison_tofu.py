@@ -40,7 +40,6 @@ from trl_unlearn.world import save_world
 # By folder, which rows are forgotten: 20 an author
 SPLITS = {"forget-2": range(760, 800), "forget-10": range(600, 800)}
 SEARCH_SPLIT = {"search": range(400, 440)}
-TITLES = {"forget-2": "2 authors", "forget-10": "10 authors"}
 MAX_NEW_TOKENS = 60
 # What differs from the recipes, of those below that which scored highest
 CHOSEN = {
@@ -143,9 +142,10 @@ def main() -> None:
     parser.add_argument("--training_epochs", type=int, default=30, help="of the target and the retained models")
     parser.add_argument("--page", type=Path, help="Markdown file with marks, between which the tables are written")
     options = parser.parse_args()
-    titles = {"search": "search on TOFU"} if options.search else {
-        name: f"comparison on TOFU, {title}" for name, title in TITLES.items()
-    }  # fmt: skip
+    numbers = {split: f"{len(rows) // 20} authors" for split, rows in SPLITS.items()}
+    titles = {split: f"comparison on TOFU, {number}" for split, number in numbers.items()}
+    if options.search:
+        titles = {"search": "search on TOFU"}
     check_page(parser, options.page, *titles.values())
     be_quiet()
     splits = list(SEARCH_SPLIT) if options.search else options.splits
@@ -170,7 +170,7 @@ def main() -> None:
         if options.search:
             report(runs, {"As unlearned": COLUMNS}, {}, folders[split], options.page, title)
         else:
-            tables = {f"{TITLES[split]}: {name}": columns for name, columns in TABLES.items()}
+            tables = {f"{numbers[split]}: {name}": columns for name, columns in TABLES.items()}
             methods = {name: method_on_tofu(name) for name in METHODS}
             report(runs, tables, methods, folders[split], options.page, title)
             draw(runs, folders[split] / "comparison.png")

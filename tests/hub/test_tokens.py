@@ -55,14 +55,14 @@ def test_a_config_of_ones_own_does_not_print_it_either(tmp_path):
 
 
 def test_a_training_leaves_it_nowhere(
-    model_dir, tokenizer, forget_rows, retain_rows, tmp_path, capfd, caplog, request, monkeypatch
+    model_dir, tokenizer, forget_rows, retain_rows, tmp_path, capfd, caplog, request
 ):
     """Two checkpoints, with all logs at their most talkative."""
     level = logging.get_verbosity()
     request.addfinalizer(lambda: logging.set_verbosity(level))
     logging.set_verbosity_debug()
-    # or else its messages go where stderr was when it was imported
-    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    logging.add_handler(caplog.handler)  # its own one writes to where stderr was when it was imported
+    request.addfinalizer(lambda: logging.remove_handler(caplog.handler))
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "report_to": "none"}
     trainer = NPOTrainer(
         model_dir,
