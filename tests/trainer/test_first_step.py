@@ -113,6 +113,16 @@ def other_model(model_dir):
     return reference
 
 
+def loss_and_gradients(trainer):
+    """Of all rows in one batch."""
+    batch = trainer.data_collator([trainer.train_dataset[(i, i)] for i in range(len(trainer.train_dataset))])
+    trainer.model.zero_grad()
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss, {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
 @pytest.mark.parametrize("padding", ["right", "left", "free"])
 @pytest.mark.parametrize("precompute", [True, False], ids=["precomputed", "resident"])
@@ -197,13 +207,8 @@ def test_gradients_and_losses_after_a_step(
         trained = "lora_" in name and ".ref." not in name if adapter else True
         assert torch.equal(parameter, before[name]) is not trained, name
 
-    batch = trainer.data_collator([trainer.train_dataset[(i, i)] for i in range(len(trainer.train_dataset))])
     trained_model = trainer.model
-    trained_model.zero_grad()
-    trained_model.train()
-    loss = trainer.compute_loss(trained_model, batch)
-    loss.backward()
-    gradients = {name: p.grad.clone() for name, p in trained_model.named_parameters() if p.grad is not None}
+    loss, gradients = loss_and_gradients(trainer)
     trained_model.zero_grad()
     expected_forget, expected_retain = independent_losses(
         method,
@@ -285,23 +290,15 @@ def test_rows_below_the_floor_are_not_pushed(method, model, tokenizer, forget_ro
     options = {"learning_rate": 0.0, "retain_weight": 0.0, "beta": 0.5}
     arguments = (method, model, tokenizer, forget, retain_rows, tmp_path)
     trainer = make_first_step(*arguments, forget_floor=floor, **options)
-    loss, gradient = loss_and_gradient(trainer)
+    loss, gradients = loss_and_gradients(trainer)
     assert trainer._pop_metrics("train")["forgotten"] == 0.5
     is_pushed = probabilities > floor
     pushed = forget.select(torch.nonzero(is_pushed).flatten().tolist())
     alone = make_first_step(method, model, tokenizer, pushed, retain_rows, tmp_path, **options)
-    loss_alone, gradient_alone = loss_and_gradient(alone)
-    assert loss == pytest.approx(loss_alone / 2, rel=1e-5)
-    assert (gradient - gradient_alone / 2).norm() < 1e-4 * gradient.norm()
-
-
-def loss_and_gradient(trainer):
-    (batch,) = trainer.get_train_dataloader()
-    trainer.model.train()
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    loss_alone, gradients_alone = loss_and_gradients(alone)
+    assert loss.item() == pytest.approx(loss_alone.item() / 2, rel=1e-5)
+    gradient, alone = (torch.cat([g.flatten() for g in of.values()]) for of in (gradients, gradients_alone))
+    assert (gradient - alone / 2).norm() < 1e-4 * gradient.norm()
 
 
 def test_gradient_ascent_and_graddiff_average_over_tokens(model, tokenizer, forget_rows, retain_rows, tmp_path):
